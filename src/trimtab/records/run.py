@@ -1,0 +1,203 @@
+"""A run: the folder of one execution, as plain data, with its parent."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import UsageError
+from trimtab.records.files import append_jsonl, make_folder, read_json, read_jsonl, write_json, write_text
+from trimtab.records.finding import Finding
+from trimtab.records.recipe import Recipe, parse_yaml, validate
+from trimtab.records.schema import Schema
+
+PACKAGES = ("trimtab", "torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime",
+            "torch-pruning", "scikit-learn")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. Everything is read from its files; nothing is kept in memory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def recipe(self) -> Recipe:
+        """Every choice this run was made with."""
+        return validate(parse_yaml((self.path / "recipe.yaml").read_text("utf-8"), "recipe.yaml"),
+                        str(self.path / "recipe.yaml"))  # fmt: skip
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """`data.json`: fingerprint, source, schema, counts, split ids, quarantined samples."""
+        return dict(read_json(self.path / "data.json"))
+
+    @property
+    def schema(self) -> Schema:
+        """What the data look like."""
+        return Schema.model_validate(self.data["schema"])
+
+    @property
+    def edits(self) -> list[dict[str, Any]]:
+        """The edits made to the network since it was built, in order."""
+        path = self.path / "edits.json"
+        return list(read_json(path)) if path.exists() else []
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """`run.json`: kind, seed, parent (relative), steps, status."""
+        return dict(read_json(self.path / "run.json"))
+
+    @property
+    def parent(self) -> Run | None:
+        """The run this one was made from."""
+        parent = self.facts.get("parent")
+        return Run((self.path / parent).resolve()) if parent else None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Named faults of data and training."""
+        path = self.path / "findings.json"
+        rows = read_json(path) if path.exists() else []
+        return [Finding.model_validate(row) for row in rows]
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every measurement, in the order it was made."""
+        return read_jsonl(self.path / "ledger.jsonl")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The step and epoch log of the training."""
+        return read_jsonl(self.path / "metrics.jsonl")
+
+    @property
+    def weights(self) -> Path:
+        """The weights file."""
+        return self.path / "weights.safetensors"
+
+    def measured(self, what: str) -> dict[str, Any] | None:
+        """Return the newest ledger row of `what`, or None."""
+        return next((row for row in reversed(self.ledger) if row["what"] == what), None)
+
+    def record(self, what: str, value: Any, unit: str = "", **more: Any) -> None:
+        """Append one measurement: what, value, unit, then e.g. low, high, n, seed, device, seconds."""
+        row = {"what": what, "value": value, "unit": unit, **more, "time": round(time.time(), 3)}
+        append_jsonl(self.path / "ledger.jsonl", row)
+
+    def log(self, **row: Any) -> None:
+        """Append one row to the step and epoch log."""
+        append_jsonl(self.path / "metrics.jsonl", row)
+
+    def table(self) -> str:
+        """Return the candidates of a fit as text: accuracy ± interval, p50/p95, size, steps."""
+        from trimtab.records.table import render  # here, since rich is slow to import
+
+        path = self.path / "table.json"
+        if not path.exists():
+            raise UsageError(f"{self.path} holds no table", "only a run made by fit has one")
+        return render(read_json(path))
+
+
+def open_run(path: str | Path | Run) -> Run:
+    """Open an existing run folder; raises UsageError where there is none."""
+    if isinstance(path, Run):
+        return path
+    path = Path(path)
+    if not (path / "run.json").is_file():
+        raise UsageError(f"{path} is no run folder (it has no run.json)",
+                         "`trimtab runs` lists the runs of this folder")  # fmt: skip
+    return Run(path)
+
+
+def start_run(
+    out: str | Path | None, *, kind: str, label: str, recipe: Recipe, seed: int,
+    parent: Run | None = None, edits: list[dict[str, Any]] | None = None,
+) -> Run:  # fmt: skip
+    """Create a run folder with its recipe, environment and facts; never overwrite one.
+
+    `out` is the folder itself; None makes `runs/<date>-<label>-<hex>`.
+    """
+    path = Path(out) if out is not None else Path("runs") / new_name(label)
+    if (path / "run.json").exists():
+        raise UsageError(f"{path} already holds a run", "choose another folder with --out")
+    run = Run(make_folder(path))
+    write_text(path / "recipe.yaml", recipe.to_yaml())
+    write_json(path / "environment.json", environment(seed))
+    if edits:
+        write_json(path / "edits.json", edits)
+    facts = {"version": 1, "kind": kind, "label": label, "seed": seed,
+             "parent": relative(parent.path, path) if parent else None}  # fmt: skip
+    write_json(path / "run.json", facts)
+    return run
+
+
+def update_facts(run: Run, **facts: Any) -> None:
+    """Add facts to `run.json` of a run that is still being made."""
+    write_json(run.path / "run.json", {**run.facts, **facts})
+
+
+def relative(target: Path, start: Path) -> str:
+    """Return `target` relative to the folder `start`, with forward slashes."""
+    return Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
+
+
+def new_name(label: str) -> str:
+    """Return `<date>_<time>-<label>-<hex>`, safe as a folder name."""
+    clean = re.sub(r"[^\w-]+", "-", label).strip("-")[:40] or "run"
+    return f"{datetime.now():%Y-%m-%d_%H%M}-{clean}-{secrets.token_hex(2)}"
+
+
+def list_runs(root: str | Path = "runs") -> list[Run]:
+    """Return the runs directly below `root`, oldest first."""
+    return [Run(path.parent) for path in sorted(Path(root).glob("*/run.json"))]
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Return versions, processor, threads and seed; no absolute paths, no user or host names."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(), "system": platform.system(),
+        "machine": platform.machine(), "processor": processor_name(), "cores": core_count(),
+        "seed": seed, "versions": versions, "date": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+        "command": [Path(sys.argv[0]).name, *(hide_home(a) for a in sys.argv[1:])],
+    }  # fmt: skip
+
+
+def hide_home(argument: str) -> str:
+    """Return an absolute path as its last part, so that nothing of this machine is written down."""
+    return Path(argument).name if os.path.isabs(argument) else argument
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

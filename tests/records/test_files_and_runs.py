@@ -1,0 +1,106 @@
+"""Files are old or new, logs survive a torn line, a busy folder names its holder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trimtab.errors import BusyError, MachineError, UsageError
+from trimtab.records.files import append_jsonl, locked, read_json, read_jsonl, write_bytes, write_json
+from trimtab.records.recipe import Recipe
+from trimtab.records.run import new_name, open_run, start_run
+
+
+def test_failed_write_leaves_the_old_file_and_no_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MachineError, match="No space left") as caught:
+        write_bytes(path, b"new")
+    assert "free some space" in caught.value.hint
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_torn_last_line_of_a_log_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_jsonl(path, {"n": 1})
+    with open(path, "ab") as file:
+        file.write(b'{"n": 2')
+    assert read_jsonl(path) == [{"n": 1}]
+
+
+def test_nan_is_never_written_as_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", float("nan"))
+
+
+def test_busy_folder_names_the_holders_pid_and_is_free_after_its_death(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from trimtab.records.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE)  # fmt: skip
+    assert holder.stdout is not None and holder.stdin is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(BusyError, match=f"pid {holder.pid} ") as caught, locked(tmp_path):
+        pass
+    assert caught.value.exit_code == 9
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    holder.stdin.close()
+    with locked(tmp_path):
+        pass
+
+
+def test_run_is_never_overwritten(tmp_path: Path) -> None:
+    start_run(tmp_path / "r", kind="train", label="x", recipe=Recipe(), seed=0)
+    with pytest.raises(UsageError, match="already holds a run"):
+        start_run(tmp_path / "r", kind="train", label="x", recipe=Recipe(), seed=0)
+
+
+def test_run_reads_back_what_was_written_and_names_its_parent_relatively(tmp_path: Path) -> None:
+    recipe = Recipe().override(train__epochs=7)
+    parent = start_run(tmp_path / "a" / "p", kind="train", label="p", recipe=recipe, seed=3)
+    child = start_run(tmp_path / "b" / "c", kind="prune", label="c", recipe=recipe, seed=3,
+                      parent=parent, edits=[{"kind": "prune"}])  # fmt: skip
+    parent.record("accuracy", 0.5, n=10)
+    parent.record("accuracy", 0.6, n=10)
+    assert open_run(child.path).recipe == recipe
+    assert child.facts["parent"] == "../../a/p"
+    found = child.parent
+    assert found is not None and (found.measured("accuracy") or {})["value"] == 0.6
+    (tmp_path / "moved").mkdir()
+    os.rename(tmp_path / "a", tmp_path / "moved" / "a")
+    os.rename(tmp_path / "b", tmp_path / "moved" / "b")
+    moved = open_run(tmp_path / "moved" / "b" / "c").parent
+    assert moved is not None and moved.recipe == recipe
+
+
+def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run folder"):
+        open_run(tmp_path)
+
+
+def test_environment_holds_no_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "trimtab"), "fit", str(tmp_path / "photos")])
+    run = start_run(tmp_path / "r", kind="fit", label="x", recipe=Recipe(), seed=0)
+    assert str(tmp_path) not in (run.path / "environment.json").read_text("utf-8")
+
+
+def test_names_of_runs_made_in_the_same_second_differ() -> None:
+    names = {new_name("猫/<dog>") for _ in range(20)}
+    assert len(names) > 15
+    assert all("/" not in name and "<" not in name for name in names)
