@@ -1,4 +1,4 @@
-"""Every error trimtab raises on purpose: what, where, got, wanted, then a hint, and an exit code."""
+"""The errors trimtab raises on purpose: what, where, got, wanted, a hint, and an exit code."""
 
 from __future__ import annotations
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import BusyError, MachineError, UsageError
-from trimtab.records.files import append_jsonl, locked, read_json, read_jsonl, write_bytes, write_json
+from trimtab.records.files import (
+    append_jsonl,
+    locked,
+    read_json,
+    read_jsonl,
+    write_bytes,
+    write_json,
+)
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import new_name, open_run, start_run
 
@@ -41,7 +48,7 @@ def test_torn_last_line_of_a_log_is_left_out(tmp_path: Path) -> None:
 
 
 def test_nan_is_never_written_as_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", float("nan"))
 
 
@@ -52,7 +59,8 @@ def test_busy_folder_names_the_holders_pid_and_is_free_after_its_death(tmp_path:
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE)  # fmt: skip
-    assert holder.stdout is not None and holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdin is not None
     assert holder.stdout.readline() == b"held\n"
     with pytest.raises(BusyError, match=f"pid {holder.pid} ") as caught, locked(tmp_path):
         pass
@@ -81,12 +89,14 @@ def test_run_reads_back_what_was_written_and_names_its_parent_relatively(tmp_pat
     assert open_run(child.path).recipe == recipe
     assert child.facts["parent"] == "../../a/p"
     found = child.parent
-    assert found is not None and (found.measured("accuracy") or {})["value"] == 0.6
+    assert found is not None
+    assert (found.measured("accuracy") or {})["value"] == 0.6
     (tmp_path / "moved").mkdir()
     os.rename(tmp_path / "a", tmp_path / "moved" / "a")
     os.rename(tmp_path / "b", tmp_path / "moved" / "b")
     moved = open_run(tmp_path / "moved" / "b" / "c").parent
-    assert moved is not None and moved.recipe == recipe
+    assert moved is not None
+    assert moved.recipe == recipe
 
 
 def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -94,7 +104,9 @@ def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_environment_holds_no_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_holds_no_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "trimtab"), "fit", str(tmp_path / "photos")])
     run = start_run(tmp_path / "r", kind="fit", label="x", recipe=Recipe(), seed=0)
     assert str(tmp_path) not in (run.path / "environment.json").read_text("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,9 @@ def test_settings_of_the_command_line_are_typed() -> None:
     assert (recipe.compress.prune_keep, recipe.data.flip) == ((0.5,), True)
 
 
-@pytest.mark.parametrize("setting", ["train.epochs", "epochs=3", "train.epoch=3", "version.x=1", "x.y=1"])
+@pytest.mark.parametrize(
+    "setting", ["train.epochs", "epochs=3", "train.epoch=3", "version.x=1", "x.y=1"]
+)
 def test_unreadable_settings_are_refused(setting: str) -> None:
     with pytest.raises(RecipeError):
         apply_settings(Recipe(), [setting])
@@ -101,7 +104,5 @@ def test_every_shipped_recipe_is_read(path: Path) -> None:
 def test_any_yaml_is_read_or_refused_with_our_own_error(value: object) -> None:
     from trimtab.records.recipe import parse_yaml, validate
 
-    try:
-        validate(parse_yaml(yaml.safe_dump(value), "test"), "test")
-    except RecipeError as error:
-        assert error.hint
+    with suppress(RecipeError):
+        assert validate(parse_yaml(yaml.safe_dump(value), "test"), "test").version == 1

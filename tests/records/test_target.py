@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,9 @@ from trimtab.records.target import METRICS, UNITS, parse_duration, parse_target,
 
 
 def test_all_units_come_out_in_base_units() -> None:
-    target = parse_target("accuracy>=92%, p50<=0.5s, p95<=10ms, p99 <= 900us, size<=1KiB, params<=2M")
+    target = parse_target(
+        "accuracy>=92%, p50<=0.5s, p95<=10ms, p99 <= 900us, size<=1KiB, params<=2M"
+    )
     assert [c.wanted for c in target.clauses] == [0.92, 500.0, 10.0, pytest.approx(0.9), 1024, 2e6]
 
 
@@ -59,10 +62,8 @@ def test_every_written_clause_reads_back(metric: str, value: float, data: st.Dat
 
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused_with_our_own_error(text: str) -> None:
-    try:
-        parse_target(text)
-    except TargetError as error:
-        assert error.hint
+    with suppress(TargetError):
+        assert parse_target(text).clauses
 
 
 def test_judge_reports_each_clause() -> None:
@@ -79,7 +80,8 @@ def test_unknown_measurement_never_meets_a_clause() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("7", 7), (12.5, 12.5), ("2 min", 120)]
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("7", 7), (12.5, 12.5), ("2 min", 120)],
 )
 def test_durations(text: str | float, seconds: float) -> None:
     assert parse_duration(text) == seconds

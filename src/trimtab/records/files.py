@@ -104,7 +104,7 @@ def locked(folder: Path) -> Iterator[None]:
     The kernel releases the lock with the process, so no stale lock can stay behind.
     """
     with explained(folder / "run.lock"):
-        file = open(folder / "run.lock", "a+", encoding="utf-8")
+        file = open(folder / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

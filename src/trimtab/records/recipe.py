@@ -41,13 +41,17 @@ class DataSection(Section):
         "auto", description="side of the square network input in pixels, 4 to 1024; auto: the "
         "median short side of the pictures, at most 128")  # fmt: skip
     channels: Auto | Literal[1, 3] = Field(
-        "auto", description="1 grey, 3 colour; auto: 1 when every picture is grey")
+        "auto", description="1 grey, 3 colour; auto: 1 when every picture is grey"
+    )
     valid_fraction: Number = Field(
-        0.15, gt=0, lt=0.5, description="share of each class that becomes the valid split")
+        0.15, gt=0, lt=0.5, description="share of each class that becomes the valid split"
+    )
     test_fraction: Number = Field(
-        0.15, ge=0, lt=0.5, description="share of each class that becomes the test split")
+        0.15, ge=0, lt=0.5, description="share of each class that becomes the test split"
+    )
     max_bad_fraction: Number = Field(
-        0.01, ge=0, le=1, description="share of undecodable files above which the data are refused")
+        0.01, ge=0, le=1, description="share of undecodable files above which the data are refused"
+    )
     shift: Number = Field(
         0.125, ge=0, le=0.5, description="largest random shift, as a fraction of the side "
         "(0.125 is 4 pixels of 32: He et al. 2015, section 4.2)")  # fmt: skip
@@ -63,9 +67,9 @@ class ModelSection(Section):
         "auto", description="a registered model, any timm model, or package.module:function; "
         "auto: chosen by measurement")  # fmt: skip
     width: Number = Field(
-        1.0, gt=0, le=8, description="factor on the channels of trimtab's own networks")
-    dropout: Number = Field(
-        0.0, ge=0, lt=1, description="dropout in front of the last layer")
+        1.0, gt=0, le=8, description="factor on the channels of trimtab's own networks"
+    )
+    dropout: Number = Field(0.0, ge=0, lt=1, description="dropout in front of the last layer")
 
 
 class TrainSection(Section):
@@ -73,43 +77,57 @@ class TrainSection(Section):
 
     epochs: Count = Field(60, ge=1, description="passes over the train split at the most")
     batch_size: Auto | Count = Field(
-        "auto", description="samples per step; auto: 32 to 256, so that an epoch has 40 steps or more")
+        "auto",
+        description="samples per step; auto: 32 to 256, so that an epoch has 40 steps or more",
+    )
     optimizer: str = Field("adamw", description="adamw, sgd, or package.module:function")
     learning_rate: Auto | Number = Field(
-        "auto", description="peak learning rate; auto: 3e-3 for adamw, 0.1 for sgd")
+        "auto", description="peak learning rate; auto: 3e-3 for adamw, 0.1 for sgd"
+    )
     momentum: Number = Field(0.9, ge=0, lt=1, description="momentum of sgd (Nesterov)")
-    schedule: str = Field("one_cycle", description="one_cycle, constant, or package.module:function")
+    schedule: str = Field(
+        "one_cycle", description="one_cycle, constant, or package.module:function"
+    )
     loss: str = Field("cross_entropy", description="cross_entropy, or package.module:function")
     patience: Count = Field(
-        20, ge=1, description="epochs without a better valid accuracy after which training stops")
+        20, ge=1, description="epochs without a better valid accuracy after which training stops"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: the faster of fp32 and bf16 by a short probe")
+        "auto", description="auto: the faster of fp32 and bf16 by a short probe"
+    )
 
 
 class RegularizeSection(Section):
     """What keeps the network from learning the train split by heart."""
 
     weight_decay: Number = Field(
-        0.05, ge=0, description="decoupled weight decay, not on norms and biases")
+        0.05, ge=0, description="decoupled weight decay, not on norms and biases"
+    )
     label_smoothing: Number = Field(
-        0.1, ge=0, lt=1, description="share of the label spread over all classes (Szegedy 2016)")
+        0.1, ge=0, lt=1, description="share of the label spread over all classes (Szegedy 2016)"
+    )
 
 
 class CompressSection(Section):
     """Which edits are tried, and what they may cost."""
 
     prune_keep: tuple[Number, ...] = Field(
-        (0.7, 0.5), description="shares of channels kept, one pruned candidate each; () for none")
+        (0.7, 0.5), description="shares of channels kept, one pruned candidate each; () for none"
+    )
     importance: str = Field("magnitude", description="magnitude, or package.module:function")
     finetune_fraction: Number = Field(
-        0.3, gt=0, le=1, description="epochs of fine-tuning as a share of the parent's epochs")
+        0.3, gt=0, le=1, description="epochs of fine-tuning as a share of the parent's epochs"
+    )
     quantize: Literal["int8", "none"] = Field("int8", description="int8, or none")
     ranges: str = Field(
-        "mse", description="how activation ranges are set: minmax, percentile or mse")
+        "mse", description="how activation ranges are set: minmax, percentile or mse"
+    )
     calibration_samples: Count = Field(
-        512, ge=1, description="train samples that set the activation ranges")
+        512, ge=1, description="train samples that set the activation ranges"
+    )
     allowed_drop: Number = Field(
-        0.01, ge=0, le=1, description="accuracy an edit may cost on valid before it is not kept")
+        0.01, ge=0, le=1, description="accuracy an edit may cost on valid before it is not kept"
+    )
 
 
 class ExportSection(Section):
@@ -120,7 +138,8 @@ class ExportSection(Section):
         1e-3, gt=0, description="largest difference of logits between the run and its fp32 file, "
         "relative to the largest logit")  # fmt: skip
     max_flip_fraction: Number = Field(
-        0.05, ge=0, le=1, description="largest share of decisions an int8 file may change")
+        0.05, ge=0, le=1, description="largest share of decisions an int8 file may change"
+    )
 
 
 class Recipe(Section):
@@ -154,11 +173,13 @@ class RecipeLoader(yaml.SafeLoader):
     """Safe YAML without aliases and duplicate keys, where `3e-4` is a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases, which can make a small file grow without bound."""
         if self.check_event(yaml.AliasEvent):
             raise RecipeError("a recipe may not use YAML aliases (*)", "write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = [key for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
@@ -180,7 +201,9 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=RecipeLoader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, RecursionError, TypeError) as error:
         first = " ".join(str(error).split())[:200]
-        raise RecipeError(f"{where} is no readable YAML: {first}", "see recipes/ for examples") from error
+        raise RecipeError(
+            f"{where} is no readable YAML: {first}", "see recipes/ for examples"
+        ) from error
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -191,7 +214,9 @@ def read_recipe(path: str | Path) -> Recipe:
             raise RecipeError(f"{path} is larger than {MAX_BYTES:,} bytes", "is it a recipe?")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}", "check the path") from error
+        raise RecipeError(
+            f"cannot read the recipe {path}: {error.strerror}", "check the path"
+        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text", "is it a recipe?") from error
     return validate(parse_yaml(text, str(path)) or {}, str(path))
@@ -204,7 +229,9 @@ def apply_settings(recipe: Recipe, settings: list[str]) -> Recipe:
         key, equals, text = setting.partition("=")
         section, dot, field = key.strip().partition(".")
         if not equals or not dot:
-            raise RecipeError(f"cannot read --set '{setting}'", "write it like --set train.epochs=10")
+            raise RecipeError(
+                f"cannot read --set '{setting}'", "write it like --set train.epochs=10"
+            )
         values.setdefault(section, {})
         if not isinstance(values[section], dict):
             raise RecipeError(f"'{section}' is no section (--set {setting})",

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UsageError
-from trimtab.records.files import append_jsonl, make_folder, read_json, read_jsonl, write_json, write_text
+from trimtab.records.files import (
+    append_jsonl,
+    make_folder,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_text,
+)
 from trimtab.records.finding import Finding
 from trimtab.records.recipe import Recipe, parse_yaml, validate
 from trimtab.records.schema import Schema
@@ -176,11 +183,16 @@ def environment(seed: int) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "python": platform.python_version(), "system": platform.system(),
-        "machine": platform.machine(), "processor": processor_name(), "cores": core_count(),
-        "seed": seed, "versions": versions, "date": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": processor_name(),
+        "cores": core_count(),
+        "seed": seed,
+        "versions": versions,
+        "date": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
         "command": [Path(sys.argv[0]).name, *(hide_home(a) for a in sys.argv[1:])],
-    }  # fmt: skip
+    }
 
 
 def hide_home(argument: str) -> str:

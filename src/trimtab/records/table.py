@@ -40,3 +40,9 @@ def interval(accuracy: dict[str, Any] | None) -> str:
         return "not trained"
     low, high = 100 * accuracy["low"], 100 * accuracy["high"]
     return f"{100 * accuracy['value']:.1f} % ({low:.1f}-{high:.1f}) {accuracy['split']}"
+
+
+def screen_line(row: dict[str, Any]) -> str:
+    """Return one row of screen.json: model, p95, file, parameters, what follows."""
+    figures = f"{show('p95', row['p95_ms']):>10}{show('size', row['size_bytes']):>10}"
+    return f"{row['name']:24}{figures}{show('params', row['params']):>9}  {row['why']}"

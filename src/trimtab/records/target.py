@@ -12,7 +12,7 @@ from trimtab.errors import TargetError
 from trimtab.registry import did_you_mean
 
 EXAMPLE = 'write it like "accuracy>=0.92, p95<=10ms, size<=5MB"'
-UNITS = {
+UNITS: dict[str, dict[str, float]] = {
     "time": {"s": 1000.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3},
     "bytes": {
         "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3,
@@ -27,7 +27,9 @@ METRICS = {
     "size": "bytes", "params": "count", "macs": "count",
 }  # fmt: skip
 HIGHER_IS_BETTER = {"accuracy", "f1"}
-CLAUSE = re.compile(r"\s*([A-Za-z_]\w*)\s*(>=|<=|==|=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(\S*)\s*")
+CLAUSE = re.compile(
+    r"\s*([A-Za-z_]\w*)\s*(>=|<=|==|=|>|<)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*(\S*)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def read_number(number: str, part: str) -> float:
 
 def unit_factor(kind: str, unit: str, part: str) -> float:
     """Return what one `unit` is in the base unit of `kind`; a missing unit is an error."""
-    units = UNITS[kind]
+    units: dict[str, float] = UNITS[kind]
     if unit in units:
         return units[unit]
     known = ", ".join(u for u in units if u)
@@ -161,9 +163,9 @@ def show(metric: str, value: float | None) -> str:
     if kind == "fraction":
         return f"{100 * value:.2f} %"
     if kind == "time":
-        return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+        return f"{value:.3g} ms" if value < 999.5 else f"{value / 1000:.3g} s"
     scales = [("G", 1e9), ("M", 1e6), ("K", 1e3), ("", 1.0)]
-    prefix, scale = next((s for s in scales if value >= s[1]), ("", 1.0))
+    prefix, scale = next((s for s in scales if value >= 0.9995 * s[1]), ("", 1.0))
     return f"{value / scale:.3g} {prefix}{'B' if kind == 'bytes' else ''}".strip()
 
 
