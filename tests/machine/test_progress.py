@@ -1,0 +1,51 @@
+"""Progress stays harmless and quiet where it should."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from trimtab.machine import progress as module
+from trimtab.machine.interrupt import stop_on_interrupt
+from trimtab.machine.progress import clock, harmless, progress, say
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert harmless("a\x1b[31mb\u202ec\r\n") == "a\ufffd[31mb\ufffdc\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7, "7s"), (63, "1m03s"), (7500, "2h05m")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_off_terminal_output_is_one_plain_line_per_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.OUTPUT, "quiet", False)
+    with progress(100, "train") as bar:
+        bar.started = 0.0
+        for second in range(31):
+            now[0] = float(second)
+            bar.update(second, "loss 0.3 · 1,234 img/s")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "left" in lines[0]
+    assert "img/s" in lines[0]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    say("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_first_interrupt_is_a_request_and_the_second_raises() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt() as stop:  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)

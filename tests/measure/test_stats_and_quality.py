@@ -1,0 +1,52 @@
+"""Intervals and scores agree with values worked out elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+from trimtab.measure.quality import score
+from trimtab.measure.stats import bootstrap_ratio, paired_difference, wilson
+
+
+def test_wilson_agrees_with_the_textbook() -> None:
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert wilson(0, 10)[0] == 0
+    assert wilson(10, 10)[1] == pytest.approx(1)
+    assert wilson(0, 0) == (0, 1)
+
+
+def test_ratio_interval_covers_the_truth_and_shrinks() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.lognormal(0, 0.1, (2, 400))
+    value, low, high = bootstrap_ratio(2 * noise[0], noise[1])
+    assert low < 2 < high
+    assert high - low < 0.2 < 10 * (value - 1)
+    _, low_few, high_few = bootstrap_ratio(2 * noise[0, :10], noise[1, :10])
+    assert high_few - low_few > high - low
+
+
+def test_paired_difference_has_the_sign_of_the_second() -> None:
+    a = np.array([1] * 90 + [0] * 10)
+    b = np.array([1] * 80 + [0] * 20)
+    change, low, high = paired_difference(a, b)
+    assert change == pytest.approx(-0.1)
+    assert low < change < high < 0
+    assert paired_difference(a, a)[0] == 0
+
+
+def test_scores_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    logits, targets = rng.normal(size=(200, 4)).astype(np.float32), rng.integers(0, 4, 200)
+    scores = score(logits, targets, split="valid")
+    decided = logits.argmax(axis=1)
+    assert scores.accuracy == pytest.approx(accuracy_score(targets, decided))
+    assert scores.f1 == pytest.approx(f1_score(targets, decided, average="macro"))
+    assert np.array_equal(scores.confusion, confusion_matrix(targets, decided))
+    assert scores.low < scores.accuracy < scores.high
+
+
+def test_class_that_never_occurs_does_not_lower_f1() -> None:
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 0, 1]]
+    assert score(logits, np.array([0, 1, 0, 1]), split="test").f1 == 1
