@@ -31,7 +31,7 @@ size: $(INSTALLED) ## how long the functions and files are
 	$(BIN)/python -m tools.size
 
 docs: $(INSTALLED) ## the pages, into build/site
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
 bench: $(INSTALLED) ## every measurement in benchmarks/, each prints a table and writes one JSON

@@ -23,6 +23,7 @@ ENDINGS = {
     1: "a bug: please report it",
     cli.EXIT_MISSED: "the target was missed: the nearest model ships, the binding clause is named",
 }
+INTERNAL = {"EDITS", "FILTERS"}  # kinds of edits in a run folder, words of the report's template
 RECIPE_HEAD = """# Recipe
 
 Every choice of a training, typed. Write the fields you want to change into a YAML file and hand it
@@ -41,17 +42,6 @@ PARTS_HEAD = """# Parts
 
 A recipe names a part by its word here, or by `package.module:function` for one of your own.
 """
-
-
-def pages() -> dict[str, str]:
-    """Return the generated pages by their path below docs/."""
-    return {
-        "reference/recipe.md": recipe_page(),
-        "reference/verbs.md": verbs_page(),
-        "reference/python.md": python_page(),
-        "reference/parts.md": parts_page(),
-        "reference/exit-codes.md": exit_codes_page(),
-    }
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -172,12 +162,12 @@ def brief(function: Callable[..., Any]) -> str:
 
 
 def registries() -> dict[str, dict[str, Any]]:
-    """Return every registry of the package as `module.NAME` → its parts."""
+    """Return every registry that a recipe or a call may name, as `module.NAME` → its parts."""
     found = {}
     for module, path in modules_of(SOURCE).items():
         for node in registries_of(ast.parse(path.read_text(encoding="utf-8"))):
-            name = name_of(node)
-            found[f"{module}.{name}"] = dict(getattr(importlib.import_module(module), name))
+            if (name := name_of(node)) not in INTERNAL:
+                found[f"{module}.{name}"] = dict(getattr(importlib.import_module(module), name))
     return found
 
 
@@ -225,6 +215,15 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to the site (a hook that mkdocs calls)."""
     from mkdocs.structure.files import File
 
-    for path, content in pages().items():
-        files.append(File.generated(config, path, content=content))
+    for path, write in PAGES.items():
+        files.append(File.generated(config, path, content=write()))
     return files
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/recipe.md": recipe_page,
+    "reference/verbs.md": verbs_page,
+    "reference/python.md": python_page,
+    "reference/parts.md": parts_page,
+    "reference/exit-codes.md": exit_codes_page,
+}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from trimtab.machine.threads import calm_threads
 
 if TYPE_CHECKING:
+    from trimtab.compress.prune import prune
+    from trimtab.compress.quantize import quantize
     from trimtab.data.check import check
     from trimtab.errors import TrimtabError
     from trimtab.export.bundle import Artifact, export
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from trimtab.export.verify import verify
     from trimtab.machine.doctor import doctor
     from trimtab.models.build import load
-    from trimtab.compress.prune import prune
-    from trimtab.compress.quantize import quantize
     from trimtab.plan.fit import fit, plan
     from trimtab.records.recipe import Recipe
     from trimtab.records.run import Run, list_runs, open_run

@@ -37,6 +37,13 @@ def test_epoch_depends_on_seed_and_number_alone() -> None:
     assert not same(epoch(split, 3, seed=1), first)
 
 
+def test_each_epoch_and_each_batch_is_changed_in_another_way() -> None:
+    alike = np.broadcast_to(split_of(1).inputs, (32, 8, 8, 3))
+    split = Split(alike, np.zeros(32, np.int64), tuple(map(str, range(32))))
+    found = [batch.inputs for number in range(2) for batch in epoch(split, number)]
+    assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 70), st.integers(2, 20))
 def test_every_sample_comes_once_and_no_batch_is_a_singleton(count: int, size: int) -> None:

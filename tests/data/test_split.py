@@ -45,6 +45,12 @@ def test_split_depends_on_ids_and_seed_not_on_the_order_of_rows() -> None:
     assert dict(zip(samples.ids, carve(samples, SHARES, seed=2), strict=True)) != splits
 
 
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_small_class_keeps_a_picture_in_every_split_whatever_the_shares(count: int) -> None:
+    splits = carve(made(["a"] * count), {"test": 0.49, "valid": 0.49}, 0)
+    assert set(splits) == {"train", "valid", "test"}
+
+
 def test_no_test_split_where_its_share_is_zero() -> None:
     assert set(carve(made(["a", "b"] * 9), {"test": 0.0, "valid": 0.2}, 0)) == {"train", "valid"}
 

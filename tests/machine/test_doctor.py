@@ -13,7 +13,7 @@ import pytest
 from trimtab.machine import doctor as doctors
 from trimtab.machine.doctor import as_text, doctor
 from trimtab.machine.folders import cache_folder, free_bytes
-from trimtab.machine.processor import processor_flags, processor_name
+from trimtab.machine.processor import flags, processor_flags, processor_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SOUND = {
@@ -122,4 +122,5 @@ def test_processor_facts_are_read_as_the_system_writes_them(tmp_path: Path) -> N
     assert processor_flags(intel)["amx"]
     assert not processor_flags(intel)["vnni"]
     assert processor_flags(arm)["dot"]
+    assert "amx_int8" in flags(intel)
     assert not any(processor_flags(tmp_path / "missing").values())

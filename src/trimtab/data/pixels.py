@@ -17,8 +17,8 @@ from PIL import Image
 
 from trimtab.data import decode
 from trimtab.data.entries import Entry, digest_of
+from trimtab.machine.processor import core_count
 from trimtab.machine.progress import progress
-from trimtab.records.run import core_count
 
 CHUNK = 32  # entries per task: a task per tiny picture would cost more than decoding it
 BLOCK_BYTES = 128_000_000

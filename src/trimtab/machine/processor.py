@@ -35,9 +35,14 @@ def processor_flags(cpuinfo: Path = CPUINFO) -> dict[str, bool]:
     `vnni`, `amx` (x86) and `dot`, `i8mm` (ARM) multiply int8 directly; without one of them int8 is
     seldom faster than float. All are False where the system does not tell.
     """
-    lines = fields(cpuinfo, "flags") or fields(cpuinfo, "Features")
-    known = set(lines[0].split()) if lines else set()
+    known = flags(cpuinfo)
     return {name: not known.isdisjoint(spellings) for name, spellings in INSTRUCTIONS.items()}
+
+
+def flags(cpuinfo: Path = CPUINFO) -> set[str]:
+    """Return the processor's flags as the system spells them; none where it does not tell."""
+    lines = fields(cpuinfo, "flags") or fields(cpuinfo, "Features")
+    return set(lines[0].split()) if lines else set()
 
 
 def fields(cpuinfo: Path, key: str) -> list[str]:

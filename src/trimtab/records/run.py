@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.machine.processor import core_count, processor_name
 from trimtab.records.files import (
     append_jsonl,
     make_folder,
@@ -102,7 +103,7 @@ class Run:
         return next((row for row in reversed(self.ledger) if row["what"] == what), None)
 
     def record(self, what: str, value: Any, unit: str = "", **more: Any) -> None:
-        """Append one measurement: what, value, unit, then e.g. low, high, n, seed, device, seconds."""
+        """Append one measurement: what, value, unit, and e.g. low, high, n, seed, device."""
         row = {"what": what, "value": value, "unit": unit, **more, "time": round(time.time(), 3)}
         append_jsonl(self.path / "ledger.jsonl", row)
 
@@ -198,18 +199,3 @@ def environment(seed: int) -> dict[str, Any]:
 def hide_home(argument: str) -> str:
     """Return an absolute path as its last part, so that nothing of this machine is written down."""
     return Path(argument).name if os.path.isabs(argument) else argument
-
-
-def core_count() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor_name() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

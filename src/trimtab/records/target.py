@@ -42,7 +42,7 @@ class Clause:
     text: str
 
     def met(self, got: float | None) -> bool:
-        """Return whether `got` (same unit as `wanted`) satisfies this clause; unknown never does."""
+        """Return whether `got` (in the unit of `wanted`) satisfies this; unknown never does."""
         if got is None or math.isnan(got):
             return False
         return got >= self.wanted if self.op == ">=" else got <= self.wanted

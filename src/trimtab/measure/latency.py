@@ -1,0 +1,126 @@
+"""How fast: single calls after warm-up, and two models timed in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.measure.stats import bootstrap_ratio
+
+WARM_UP_SHARE = 0.2
+WARM_UP_CALLS = 5
+FEWEST_CALLS = 20
+BLOCK_SECONDS = 0.02
+FEWEST_BLOCKS = 8
+RESAMPLES = 1000
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call: quantiles over `n` calls, and the 95 % interval of the median."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    low_ms: float
+    high_ms: float
+    n: int
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long the first took as the second, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+def measure_latency(call: Call, *, seconds: float = 1.0, threads: int) -> Latency:
+    """Time single calls for `seconds` after a warm-up of a fifth of that; at least 20 calls."""
+    warm_up(call, WARM_UP_SHARE * seconds)
+    times = timed(call, seconds)
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    low, high = median_interval(times)
+    return Latency(float(p50), float(p95), float(p99), low, high, len(times), threads)
+
+
+def warm_up(call: Call, seconds: float) -> None:
+    """Call for `seconds`, at least five times."""
+    end, calls = time.perf_counter() + seconds, 0
+    while calls < WARM_UP_CALLS or time.perf_counter() < end:
+        call()
+        calls += 1
+
+
+def timed(call: Call, seconds: float) -> NDArray[np.float64]:
+    """Return milliseconds of each call."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < FEWEST_CALLS or time.perf_counter() < end:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return 1000 * np.asarray(times)
+
+
+def median_interval(times: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the median, from at most 2,000 of the times."""
+    rng = np.random.default_rng(seed)
+    kept = times if len(times) <= 2 * RESAMPLES else rng.choice(times, 2 * RESAMPLES, replace=False)
+    medians = np.median(rng.choice(kept, (RESAMPLES, len(kept))), axis=1)
+    scale = np.sqrt(len(kept) / len(times))
+    centre = float(np.median(times))
+    low, high = np.percentile(medians - np.median(kept), [2.5, 97.5]) * scale
+    return centre + float(low), centre + float(high)
+
+
+def compare_latency(a: Call, b: Call, *, seconds: float = 2.0) -> Ratio:
+    """Return time(a) / time(b) of two calls timed in turns: a b b a, block by block.
+
+    A block is as many calls as fit into 20 ms, one at the least; a ratio is that of two
+    neighbouring blocks' medians, so that a machine that slows down slows both. Above 1, b is the
+    faster one.
+    """
+    for call in (a, b):
+        warm_up(call, WARM_UP_SHARE * seconds / 2)
+    calls = [
+        max(1, round(1000 * BLOCK_SECONDS / float(np.median(block(c, WARM_UP_CALLS)))))
+        for c in (a, b)
+    ]
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(times[0]) < FEWEST_BLOCKS or time.perf_counter() < end:
+        for first in (0, 1):
+            for which in (first, 1 - first):
+                times[which].append(float(np.median(block((a, b)[which], calls[which]))))
+    value, low, high = bootstrap_ratio(times[0], times[1])
+    return Ratio(value, low, high, len(times[0]))
+
+
+def block(call: Call, count: int) -> NDArray[np.float64]:
+    """Return milliseconds of `count` calls in a row, after one that is not counted."""
+    call()
+    times = np.empty(count)
+    for index in range(count):
+        started = time.perf_counter()
+        call()
+        times[index] = time.perf_counter() - started
+    return 1000 * times

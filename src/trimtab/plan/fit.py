@@ -1,0 +1,141 @@
+"""The verb `fit`: data, a target and a budget to a verified, compressed model with a report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trimtab.data.dataset import open_dataset
+from trimtab.errors import Interrupted
+from trimtab.machine.progress import clock, say
+from trimtab.plan.budget import COMPRESS, FLIP, HEATS, PROOF, SCREEN, Budget
+from trimtab.plan.finish import finish
+from trimtab.plan.job import Job
+from trimtab.plan.screen import candidate_names, screen
+from trimtab.plan.stages import (
+    compress_stage,
+    flip_stage,
+    heat_stage,
+    screen_stage,
+    train_stage,
+)
+from trimtab.records.files import explained, locked, make_folder, write_json
+from trimtab.records.recipe import Recipe
+from trimtab.records.run import Run, new_name, start_run
+from trimtab.records.target import parse_duration, parse_target
+from trimtab.train.run import as_recipe, with_model
+
+
+def fit(
+    data: Any,
+    target: str,
+    *,
+    budget: str | float = "30m",
+    recipe: Recipe | str | Path | None = None,
+    model: nn.Module | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+) -> Run:
+    """Return the run of the smallest, fastest model found that meets `target` within `budget`.
+
+    `data` is what `check` takes, `target` clauses such as "accuracy>=0.92, p95<=10ms, size<=5MB",
+    `budget` a duration that bounds the whole job. Whether the target was met stands in
+    `verdict.json`; where it was missed the nearest candidate ships. Raises TrimtabError for what
+    cannot be used, and Interrupted after Ctrl-C, when the folder holds what was reached.
+    """
+    goal, left = parse_target(target), Budget(parse_duration(budget))
+    chosen = as_recipe(recipe)
+    with reserved(out, label_of(data)) as path:
+        dataset = open_dataset(data, chosen, seed=seed)
+        if model is not None:
+            chosen = with_model(chosen, dataset.schema, model)
+        run = start_run(path, kind="fit", label=label_of(data), recipe=chosen, seed=seed)
+        write_json(path / "data.json", dataset.describe(path))
+        write_json(path / "findings.json", [f.model_dump() for f in dataset.findings])
+        job = Job(run, dataset, chosen, goal, left, seed, model)
+        try:
+            work(job)
+        except KeyboardInterrupt:
+            job.interrupted = True
+            say("stopping: saving what was reached (Ctrl-C again leaves at once)")
+        finish(job)
+    if job.interrupted:
+        raise Interrupted(f"stopped by Ctrl-C; what was reached is in {path}",
+                          f"open {path / 'report.html'}")  # fmt: skip
+    return run
+
+
+def work(job: Job) -> None:
+    """Do all stages up to the choice."""
+    counts = {name: len(split) for name, split in job.dataset.splits.items()}
+    say(f"data: {counts}, {len(job.dataset.schema.classes)} classes")
+    say("screen: untrained candidates on this machine (p95, file, parameters)")
+    fitting = screen_stage(job)
+    flip_stage(job, fitting)
+    heat = heat_stage(job, fitting)
+    say(f"train: {clock(job.budget.until_reserve(COMPRESS + PROOF))} at the most")
+    base = train_stage(job, fitting, heat)
+    say("compress: each edit is kept only where it pays")
+    compress_stage(job, base)
+
+
+@contextmanager
+def reserved(out: str | Path | None, label: str) -> Iterator[Path]:
+    """Hold the run folder before the data are read; leave nothing where no run starts."""
+    path = Path(out) if out is not None else Path("runs") / new_name(label)
+    existed = path.exists()
+    make_folder(path)
+    try:
+        with locked(path), explained(path):
+            yield path
+    finally:
+        if not (path / "run.json").exists():
+            (path / "run.lock").unlink(missing_ok=True)
+            if not existed:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def label_of(data: Any) -> str:
+    """Return a name for the run: the data's file or folder name."""
+    if isinstance(data, str | os.PathLike):
+        return Path(data).resolve().stem
+    return type(data).__name__.lower() if not isinstance(data, tuple | dict) else "arrays"
+
+
+def plan(
+    data: Any,
+    target: str,
+    *,
+    budget: str | float = "30m",
+    recipe: Recipe | str | Path | None = None,
+    model: nn.Module | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return what `fit` would do: data, screened candidates, seconds per stage."""
+    goal, seconds = parse_target(target), parse_duration(budget)
+    chosen = as_recipe(recipe)
+    dataset = open_dataset(data, chosen, seed=seed)
+    if model is not None:
+        chosen = with_model(chosen, dataset.schema, model)
+    rows = screen(dataset.schema, chosen, goal, seconds=SCREEN * seconds, model=model)
+    shares = {
+        "screen": SCREEN,
+        "flip trial": FLIP,
+        "heats": HEATS,
+        "compress": COMPRESS,
+        "prove": PROOF,
+        "train": 1 - SCREEN - FLIP - HEATS - COMPRESS - PROOF,
+    }
+    return {
+        "target": str(goal), "splits": {name: len(s) for name, s in dataset.splits.items()},
+        "classes": list(dataset.schema.classes), "input": list(dataset.schema.input_shape),
+        "candidates": list(candidate_names(dataset.schema, chosen)),
+        "screen": [row.to_dict() for row in rows],
+        "at_most_seconds": {name: round(share * seconds, 1) for name, share in shares.items()},
+    }  # fmt: skip

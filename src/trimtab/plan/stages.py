@@ -1,0 +1,197 @@
+"""The stages of a fit between screening and choosing: flip trial, heats, training, compression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from trimtab.compress.prune import prune
+from trimtab.compress.quantize import quantize
+from trimtab.errors import CompressError, ExportError, TrimtabError
+from trimtab.machine.device import seed_everything
+from trimtab.machine.progress import say
+from trimtab.models.build import build
+from trimtab.plan.budget import COMPRESS, FLIP, HEATS, PROOF, SCREEN
+from trimtab.plan.candidates import Candidate, assess, gate, missing
+from trimtab.plan.job import Heat, Job
+from trimtab.plan.screen import Screened, screen
+from trimtab.records.files import write_json
+from trimtab.records.run import Run
+from trimtab.records.table import screen_line
+from trimtab.train.flip import settle_flip
+
+HEAT_COUNT = 3
+ENOUGH_EPOCHS = 6
+CLOSE = 0.03
+
+
+def screen_stage(job: Job) -> list[Screened]:
+    """Time all candidates untrained and return those that can meet the target."""
+    job.screened = screen(job.dataset.schema, job.recipe, job.target,
+                          seconds=job.budget.share(SCREEN), model=job.model)  # fmt: skip
+    write_json(job.run.path / "screen.json", [row.to_dict() for row in job.screened])
+    fitting = [row for row in job.screened if row.fits]
+    for row in job.screened:
+        say("  " + screen_line(row.to_dict()))
+    if not fitting:
+        timed = [row for row in job.screened if row.p95_ms is not None]
+        fitting = [min(timed, key=lambda row: (row.size_bytes or 0, row.p95_ms or 0.0))]
+        say(f"no candidate can meet the target; going on with the nearest, {fitting[0].name}")
+    return fitting
+
+
+def flip_stage(job: Job, fitting: list[Screened]) -> None:
+    """Settle `data.flip` by a trial of the fastest candidate."""
+    if job.recipe.data.flip != "auto":
+        return
+    fastest = max(fitting, key=lambda row: row.images_per_second or 0.0)
+    recipe = job.recipe.override(model__name=fastest.name)
+    seed_everything(job.seed)
+    network = build(job.dataset.schema, recipe, job.model)
+    settled = settle_flip(
+        network, job.dataset, recipe, job.run, seed=job.seed,
+        budget_seconds=job.budget.share(FLIP),
+    )  # fmt: skip
+    job.recipe = job.recipe.override(data__flip=settled.data.flip)
+
+
+def pick_heats(job: Job, fitting: list[Screened]) -> list[Screened]:
+    """Return up to three candidates from small to large that can see enough epochs in time."""
+    samples = len(job.dataset.splits["train"])
+    seconds = job.budget.until_reserve(HEATS + COMPRESS + PROOF)
+    seen = {row.name: (row.images_per_second or 0) * seconds / samples for row in fitting}
+    able = [row for row in fitting if seen[row.name] >= ENOUGH_EPOCHS]
+    able = able or [max(fitting, key=lambda row: seen[row.name])]
+    able.sort(key=lambda row: row.macs)
+    if len(able) <= HEAT_COUNT:
+        return able
+    return [able[0], able[len(able) // 2], able[-1]]
+
+
+def heat_stage(job: Job, fitting: list[Screened]) -> Heat | None:
+    """Train a few candidates shortly and return the best one; None where there is one only.
+
+    From small to large, until one is sure to meet the wanted accuracy: larger ones cannot be
+    better then.
+    """
+    entrants = pick_heats(job, fitting)
+    job.threads = entrants[0].threads
+    if len(entrants) == 1:
+        return None
+    each = job.budget.share(HEATS) / len(entrants)
+    for row in entrants:
+        run, complete = job.train(f"heat-{row.name}", row.name, each)
+        accuracy = run.measured("accuracy")
+        assert accuracy is not None
+        kept = {key: accuracy[key] for key in ("value", "low", "high", "n", "split")}
+        job.heats.append(Heat(row, run, kept, complete))
+        say(f"  heat {row.name}: {100 * kept['value']:.1f} % on valid")
+        if is_sure(job, job.heats[-1]):
+            break
+    return pick_winner(job)
+
+
+def is_sure(job: Job, heat: Heat) -> bool:
+    """Return whether the whole interval of a heat's accuracy is above what is wanted."""
+    wanted = job.target.wanted("accuracy")
+    return wanted is not None and float(heat.accuracy["low"]) >= wanted
+
+
+def pick_winner(job: Job) -> Heat:
+    """Return the heat that is sure to meet the accuracy, else the largest near the best."""
+    best = max(heat.accuracy["value"] for heat in job.heats)
+    near = [h for h in job.heats if h.accuracy["value"] >= best - CLOSE]
+    sure = [h for h in job.heats if is_sure(job, h)]
+    winner = sure[0] if sure else max(near, key=lambda h: h.screened.macs)
+    for heat in job.heats:
+        heat.why = "goes on" if heat is winner else "another went on"
+    job.threads = winner.screened.threads
+    return winner
+
+
+def train_stage(job: Job, fitting: list[Screened], heat: Heat | None) -> Candidate:
+    """Train the winner for what time is left, or take its heat where that ran to its end."""
+    label = heat.screened.name if heat else pick_heats(job, fitting)[0].name
+    if heat is not None and heat.complete:
+        job.heats.remove(heat)
+        run = heat.run
+    else:
+        run, _ = job.train(label, label, job.budget.until_reserve(COMPRESS + PROOF))
+    job.starved = float(run.facts["epochs"]) < 1
+    base = assess(run, label, ("train",), dataset=job.dataset, threads=job.threads)
+    base.why = missing(base, job.target) or "meets the target"
+    job.candidates.append(base)
+    say(f"  {label}: {100 * base.scores.accuracy:.1f} % on valid, {base.why}")
+    return base
+
+
+def compress_stage(job: Job, base: Candidate) -> None:
+    """Try every pruned share, then int8 on all that was kept, each behind the gate."""
+    shares = sorted(job.recipe.compress.prune_keep, reverse=True)
+    for index, keep in enumerate(shares):
+        seconds = job.budget.until_reserve(PROOF) / (len(shares) - index)
+        pruned = prune_one(job, base, keep, seconds)
+        if pruned is None or not pruned.kept:
+            break
+    if job.recipe.compress.quantize == "none":
+        return
+    for parent in [c for c in job.candidates if c.kept]:
+        name = f"{parent.name}-int8"
+        attempt(
+            job,
+            name,
+            parent,
+            (*parent.steps, "int8"),
+            partial(quantize, parent.run, data=job.dataset, out=job.folder(name)),
+        )
+
+
+def prune_one(job: Job, base: Candidate, keep: float, seconds: float) -> Candidate | None:
+    """Make, measure and judge one pruned candidate."""
+    name = f"{base.name}-keep{round(100 * keep)}"
+    return attempt(
+        job,
+        name,
+        base,
+        (*base.steps, f"prune {round(100 * keep)} %"),
+        lambda: prune(
+            base.run,
+            keep=keep,
+            importance=job.recipe.compress.importance,
+            data=job.dataset,
+            budget=max(1.0, seconds),
+            out=job.folder(name),
+        ),
+    )
+
+
+def attempt(
+    job: Job, name: str, parent: Candidate, steps: tuple[str, ...], make: Callable[[], Run]
+) -> Candidate | None:
+    """Make a child of `parent` and judge it by the gate; a failure becomes a row that says why."""
+    try:
+        run = make()
+        if run.facts.get("status") == "interrupted":
+            raise KeyboardInterrupt
+        child = assess(run, name, steps, dataset=job.dataset, threads=job.threads, parent=parent)
+    except (ExportError, CompressError) as error:
+        job.failed.append(failed_row(name, steps, parent, error))
+        say(f"  {name}: {error.message}")
+        return None
+    gate(child, job.target, job.recipe)
+    job.candidates.append(child)
+    say(f"  {name}: {'kept' if child.kept else 'not kept'}, {child.why}")
+    return child
+
+
+def failed_row(
+    name: str, steps: tuple[str, ...], parent: Candidate, error: TrimtabError
+) -> dict[str, Any]:
+    """Return the table row of an edit that could not be made or proven."""
+    return {
+        "name": name, "steps": list(steps), "accuracy": None, "f1": None, "p50_ms": None,
+        "p95_ms": None, "p99_ms": None, "size_bytes": None, "params": None, "macs": None,
+        "kept": False, "why": error.message, "chosen": False, "trained": True,
+        "parent": parent.name, "threads": None, "speedup": None, "flip_fraction": None,
+    }  # fmt: skip

@@ -1,0 +1,47 @@
+"""The verb `adopt`: a network trained elsewhere becomes a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trimtab.data.dataset import open_dataset
+from trimtab.models.build import Network, adopt_module, build, macs_and_params, save_weights
+from trimtab.records.files import locked, write_json
+from trimtab.records.recipe import Recipe
+from trimtab.records.run import Run, start_run, update_facts
+from trimtab.train.loop import evaluate
+from trimtab.train.run import as_recipe
+
+
+def adopt(
+    model: nn.Module, data: Any, *, recipe: Recipe | str | Path | None = None,
+    out: str | Path | None = None, seed: int = 0,
+) -> Run:  # fmt: skip
+    """Return a run that holds `model` with its weights as they are, scored on valid.
+
+    `model` takes float pixels (N, C, H, W), normalised with the mean and deviation of the train
+    split, and returns logits (N, K) in the order of the data's classes. A trimtab network (from
+    `load`) brings its own normalisation.
+    """
+    recipe = as_recipe(recipe)
+    dataset = open_dataset(data, recipe, seed=seed)
+    body = model.body if isinstance(model, Network) else model
+    recipe = recipe.override(model__name=adopt_module(body))
+    run = start_run(out, kind="adopt", label=type(body).__name__, recipe=recipe, seed=seed)
+    with locked(run.path):
+        write_json(run.path / "data.json", dataset.describe(run.path))
+        network = build(dataset.schema, recipe, body)
+        if isinstance(model, Network):
+            network.load_state_dict(model.state_dict())
+        scores = evaluate(network, dataset)
+        save_weights(network, run.weights)
+        macs, params = macs_and_params(network, dataset.schema)
+        run.record("accuracy", scores.accuracy, low=scores.low, high=scores.high, n=scores.n,
+                   split="valid", seed=seed)  # fmt: skip
+        run.record("params", params)
+        run.record("macs", macs)
+        update_facts(run, status="finished", epochs=recipe.train.epochs)
+    return run

@@ -1,0 +1,151 @@
+"""Training learns, stops when it should, and writes what it measured."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab.errors import DivergedError, Interrupted, UsageError
+from trimtab.machine.probe import probe_precision
+from trimtab.models.build import build, load
+from trimtab.records.run import open_run
+from trimtab.train.loop import evaluate, train_network
+from trimtab.train.run import train
+from trimtab.train.settings import resolve_batch_size
+
+
+def test_trained_run_holds_what_it_measured(tiny_run: Any, tiny_dataset: Any) -> None:
+    accuracy = tiny_run.measured("accuracy")
+    assert accuracy["value"] > 0.5 > accuracy["low"] - 0.5
+    assert accuracy["n"] == len(tiny_dataset.splits["valid"])
+    assert tiny_run.facts["status"] == "finished"
+    epochs = [row for row in tiny_run.metrics if "epoch" in row]
+    assert len(epochs) == tiny_run.recipe.train.epochs
+    again = evaluate(load(tiny_run), tiny_dataset)
+    assert again.accuracy == accuracy["value"] == max(r["valid_accuracy"] for r in epochs)
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_does_not(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(train__epochs=2)
+    states = [
+        load(train(tiny_dataset, recipe=recipe, out=tmp_path / str(i), seed=seed)).state_dict()
+        for i, seed in enumerate((5, 5, 6))
+    ]
+    same = [torch.equal(states[0][key], states[1][key]) for key in states[0]]
+    other = [torch.equal(states[0][key], states[2][key]) for key in states[0]]
+    assert all(same)
+    assert not all(other)
+
+
+def test_budget_ends_a_training_that_has_epochs_left(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(train__epochs=100_000, train__patience=100_000)
+    run = train(tiny_dataset, recipe=recipe, budget=4, out=tmp_path / "r")
+    row = run.measured("train_seconds")
+    assert row is not None
+    assert 0.7 * 4 < row["value"] < 1.3 * 4
+    rates = [r["lr"] for r in run.metrics if "lr" in r]
+    assert rates[-1] < 0.2 * max(rates)
+
+
+def test_training_stops_early_when_nothing_gets_better(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(train__epochs=50, train__patience=1, train__learning_rate=1e-12)
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert run.facts["stopped_early"]
+    assert run.facts["epochs"] < 50
+
+
+def test_loss_that_is_no_number_ends_training_with_a_hint(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(train__optimizer="sgd", train__learning_rate=1e30)
+    with pytest.raises(DivergedError, match="loss became") as caught:
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert "learning_rate" in caught.value.hint
+    assert caught.value.exit_code == 7
+
+
+def test_interrupt_saves_the_best_weights_and_says_where(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(train__epochs=100_000, train__patience=100_000)
+    threading.Thread(target=lambda: (time.sleep(3), os.kill(os.getpid(), signal.SIGINT))).start()
+    with pytest.raises(Interrupted) as caught:
+        train(tiny_dataset, recipe=recipe, budget=60, out=tmp_path / "r")
+    run = open_run(tmp_path / "r")
+    assert caught.value.exit_code == 130
+    assert str(run.path) in caught.value.message
+    assert run.facts["status"] == "interrupted"
+    assert evaluate(load(run), tiny_dataset).accuracy == (run.measured("accuracy") or {})["value"]
+
+
+def test_users_own_module_trains_and_is_left_as_it_was(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    channels, height, width = tiny_dataset.schema.input_shape
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * height * width, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+    before = module[1].weight.detach().clone()
+    run = train(tiny_dataset, recipe=tiny_recipe, model=module, out=tmp_path / "r")
+    assert (run.measured("accuracy") or {})["value"] > 0.4
+    assert torch.equal(module[1].weight, before)
+
+
+def test_users_own_loss_is_called(tiny_dataset: Any, tiny_recipe: Any) -> None:
+    seen = []
+
+    def loss(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        seen.append(len(batch.targets))
+        return nn.functional.cross_entropy(outputs, batch.targets)
+
+    network = build(tiny_dataset.schema, tiny_recipe)
+    rows: list[dict[str, Any]] = []
+    train_network(network, tiny_dataset, tiny_recipe.override(train__epochs=1), None, loss=loss,
+                  observe=rows.append)  # fmt: skip
+    assert sum(seen) == len(tiny_dataset.splits["train"])
+    assert any("valid_accuracy" in row for row in rows)
+
+
+def test_probe_leaves_network_as_it_was_and_never_picks_the_slower(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = build(tiny_dataset.schema, tiny_recipe)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.train()
+    precision, seconds = probe_precision(
+        network, torch.rand(8, *tiny_dataset.schema.input_shape) * 255
+    )
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+    assert seconds[precision] <= min(seconds.values()) * 1.06
+
+
+@pytest.mark.parametrize(
+    ("samples", "size"), [(2, 2), (20, 20), (1258, 32), (6000, 128), (3000, 64), (45_000, 256)]
+)
+def test_batch_size_gives_an_epoch_enough_steps(samples: int, size: int, tiny_recipe: Any) -> None:
+    assert resolve_batch_size(tiny_recipe, samples) == size
+
+
+def test_unknown_part_of_a_recipe_is_refused(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="unknown optimizer 'adamv'") as caught:
+        train(
+            tiny_dataset, recipe=tiny_recipe.override(train__optimizer="adamv"), out=tmp_path / "r"
+        )
+    assert "adamw" in caught.value.hint
