@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from record import shared_data, write
+
+import trimtab as tt
 from trimtab.data.dataset import Dataset, dataset_of
 from trimtab.export.onnx import open_onnx
 from trimtab.machine.processor import core_count
 from trimtab.measure.latency import compare_latency
-
-import trimtab as tt
 from trimtab.plan.candidates import Candidate, assess, gate
 from trimtab.records.recipe import Recipe
 from trimtab.records.target import Target
@@ -113,8 +113,9 @@ def main() -> None:
         "int8_latency",
         rows,
         notes=f"Photos at {SIDE} px, batch 1, {core_count()} threads, timed in turns; "
-        f"the ratio is a geometric mean with its 95 % interval. Trained {options.budget} from scratch on "
-        "1,200 photos, so the accuracies say only that int8 follows fp32.",
+        "the ratio is a geometric mean with its 95 % interval. Trained "
+        f"{options.budget} from scratch on 1,200 photos, so the accuracies say only that int8 "
+        "follows fp32.",
     )
 
 

@@ -106,7 +106,7 @@ def test_the_version_is_printed_without_anything_heavy() -> None:
 def test_what_reads_records_and_what_an_artifact_holds_import_no_torch() -> None:
     rooms = {"report", "diagnose", "records"}
     light = [module for module in MODULES if layers.room_of(module) in rooms]
-    light += ["trimtab.export.predictor", "trimtab.data.decode"]
+    light += ["trimtab.export.predictor", "trimtab.export.bench", "trimtab.data.decode"]
     code = "\n".join(f"import {module}" for module in light)
     assert loaded_after(code, {"torch", "timm", "torchvision"}) == set()
 
@@ -119,7 +119,9 @@ def test_a_reading_room_never_mentions_torch(room: str) -> None:
             assert not roots & {"torch", "torchvision", "timm"}, module
 
 
-@pytest.mark.parametrize("module", ["trimtab.export.predictor", "trimtab.data.decode"])
+@pytest.mark.parametrize(
+    "module", ["trimtab.export.predictor", "trimtab.export.bench", "trimtab.data.decode"]
+)
 def test_files_copied_into_artifacts_need_only_numpy_pillow_and_onnxruntime(module: str) -> None:
     names = layers.imports_of(tree_of(module), module)
     roots = {name.split(".")[0] for name in names if not name.startswith("trimtab.data.decode")}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trimtab.machine.threads import calm_threads
@@ -41,6 +43,21 @@ __all__ = [
     "verify",
 ]  # fmt: skip
 
+
+class PublicPage(ModuleType):
+    """The package as a module on which a verb stays a verb when its room of that name is loaded.
+
+    `trimtab.export` is the function; its room's files are imported by `from trimtab.export.onnx
+    import …`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Leave a name of the public page alone when the import system binds a room to it."""
+        if name not in PUBLIC or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = PublicPage
 calm_threads()
 
 

@@ -247,14 +247,11 @@ def predict(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has: versions, processor, disk, cache, extras."""
+    from trimtab.machine.doctor import as_text
     from trimtab.machine.doctor import doctor as look
 
     found = look()
-    if OUTPUT.json:
-        return emit(found)
-    for key, value in found.items():
-        print(f"{key}: {value}")
-    return None
+    emit(found) if OUTPUT.json else print(harmless_lines(as_text(found)))
 
 
 @app.command()

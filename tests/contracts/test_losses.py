@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from trimtab.data.dataset import Batch
 
+from trimtab.data.dataset import Batch
 from trimtab.train.losses import LOSSES
 
 

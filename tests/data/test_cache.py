@@ -182,10 +182,10 @@ def test_what_killed_processes_left_is_removed(folder: Path, apart: Path) -> Non
 
 def test_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIMTAB_CACHE", "/x")
-    assert cache.cache_root() == Path("/x")
+    assert cache.cache_folder() == Path("/x")
     monkeypatch.delenv("TRIMTAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/y")
-    assert cache.cache_root() == Path("/y/trimtab")
+    assert cache.cache_folder() == Path("/y/trimtab")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/z")
-    assert cache.cache_root() == Path("/z/.cache/trimtab")
+    assert cache.cache_folder() == Path("/z/.cache/trimtab")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trimtab.measure.latency import Latency, Ratio
 
+from trimtab.measure.latency import Latency, Ratio
 from trimtab.measure.quality import score
 from trimtab.plan.candidates import Candidate, gate
 from trimtab.plan.choose import binding, choose

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from trimtab.compress.qdq import correct_biases, insert_rounding, observe
+from trimtab.compress.qdq import insert_rounding, observe
 from trimtab.compress.ranges import RANGES
 from trimtab.data.dataset import Dataset, dataset_of
 from trimtab.errors import UsageError
@@ -31,11 +32,11 @@ def quantize(
 ) -> Run:  # fmt: skip
     """Return a run with an int8 graph beside its parent's weights.
 
-    Static: weights signed per output channel, activations unsigned, ranges (`ranges`, None for the
-    recipe's) from `compress.calibration_samples` train samples; the first convolution stays in
-    float. `load` of such a run gives the float network; `export` ships the graph. Raises
-    UsageError for an unknown scheme and a run that is quantized already, CompressError where
-    nothing can be quantized.
+    Static: weights signed per output channel and rounded so that their sums stay right,
+    activations unsigned, ranges (`ranges`, None for the recipe's) from
+    `compress.calibration_samples` train samples, drawn by the run's seed. `load` of such a run
+    gives the float network; `export` ships the graph. Raises UsageError for an unknown scheme and a
+    run that is quantized already, CompressError where nothing can be quantized.
     """
     parent = open_run(run)
     if scheme not in SCHEMES:
@@ -65,13 +66,10 @@ def int8_graph(parent: Run, dataset: Dataset, how: str) -> tuple[bytes, dict[str
     """Return the int8 file's content and the edit that says how it was made."""
     part = lookup("range", RANGES, how)
     graph = slim(export_graph(load(parent), dataset.schema))
-    count = parent.recipe.compress.calibration_samples
-    pixels = np.asarray(dataset.splits["train"].inputs[:count])
+    pixels = calibration_pixels(parent, dataset)
     found = {name: part(values) for name, values in observe(graph, pixels).items()}
-    have = processor_flags()
-    reduce_range = not any(have[name] for name in DOT_PRODUCTS)
-    corrected = correct_biases(graph, pixels, reduce_range=reduce_range)
-    quantized = insert_rounding(corrected, found, reduce_range=reduce_range)
+    reduce_range = needs_reduced_range()
+    quantized = insert_rounding(graph, found, reduce_range=reduce_range)
     edit = {
         "kind": "quantize",
         "scheme": "int8",
@@ -83,3 +81,20 @@ def int8_graph(parent: Run, dataset: Dataset, how: str) -> tuple[bytes, dict[str
         "reduce_range": reduce_range,
     }
     return quantized.SerializeToString(), edit
+
+
+def needs_reduced_range() -> bool:
+    """Return whether this processor adds pairs of int8 products in 16 bits, where they overflow.
+
+    Weights of seven bits do not. Processors with instructions for dot products add in 32 bits.
+    """
+    have = processor_flags()
+    return not any(have[name] for name in DOT_PRODUCTS)
+
+
+def calibration_pixels(parent: Run, dataset: Dataset) -> NDArray[np.uint8]:
+    """Return train samples (N, H, W, C), drawn at random: a split may be sorted by class."""
+    inputs = dataset.splits["train"].inputs
+    count = min(len(inputs), parent.recipe.compress.calibration_samples)
+    rows = np.random.default_rng(parent.facts["seed"]).permutation(len(inputs))[:count]
+    return np.asarray(inputs[np.sort(rows)])

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.machine.folders import cache_folder
 from trimtab.records.files import read_json, write_json
 
 VERSION = 1
@@ -36,18 +37,10 @@ class Stored(NamedTuple):
     ids: list[str]
 
 
-def cache_root() -> Path:
-    """Return the folder of the cache: $TRIMTAB_CACHE, or `trimtab` in the user's cache folder."""
-    own = os.environ.get("TRIMTAB_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
-
-
 @contextmanager
 def workspace() -> Iterator[Path]:
     """Give a temporary folder inside the cache, removed afterwards; raises OSError."""
-    home = cache_root() / "tmp"
+    home = cache_folder() / "tmp"
     home.mkdir(parents=True, exist_ok=True)
     remove_stale(home)
     folder = home / uuid.uuid4().hex
@@ -139,7 +132,7 @@ def recall(key: str) -> tuple[str, Any] | None:
 
 def forget(place: Path) -> None:
     """Remove an entry; whoever has it mapped keeps its pages."""
-    gone = cache_root() / "tmp" / uuid.uuid4().hex
+    gone = cache_folder() / "tmp" / uuid.uuid4().hex
     with suppress(FileNotFoundError):  # it never was, or another process removed it
         os.rename(place, gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -149,12 +142,12 @@ def place_of(fingerprint: str) -> Path:
     """Return where the entry of a content lies."""
     if not fingerprint.isalnum():
         raise ValueError(f"'{fingerprint}' is no fingerprint")
-    return cache_root() / "data" / fingerprint
+    return cache_folder() / "data" / fingerprint
 
 
 def alias_of(key: str) -> Path:
     """Return where the note on a source lies."""
-    return cache_root() / "sources" / f"{key}.json"
+    return cache_folder() / "sources" / f"{key}.json"
 
 
 def checksum(path: Path) -> str:
@@ -174,13 +167,13 @@ def checksum(path: Path) -> str:
 
 def shrink(in_use: Path) -> None:
     """Remove what was not used for longest until the cache is within its limits."""
-    weights = {path: weigh(path) for path in (cache_root() / "data").iterdir()}
+    weights = {path: weigh(path) for path in (cache_folder() / "data").iterdir()}
     total = sum(size for _, size in weights.values())
     for path in sorted(weights, key=lambda path: weights[path][0]):
         if total > LIMIT_BYTES and path != in_use:
             forget(path)
             total -= weights[path][1]
-    notes = sorted((cache_root() / "sources").glob("*.json"), key=lambda path: weigh(path)[0])
+    notes = sorted((cache_folder() / "sources").glob("*.json"), key=lambda path: weigh(path)[0])
     for path in notes[:-MAX_SOURCES]:
         path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import uuid
@@ -124,7 +125,7 @@ def prove(run: Run, dataset: Dataset, path: Path) -> Parity:
             f"{limits.max_logit_difference:g}; {found.flips} of {found.n} decisions change",
             "a layer may export wrongly; compare model.eval() with your forward",
         )
-    if found.flip_fraction > limits.max_flip_fraction:
+    if found.flip_fraction > limits.max_flip_fraction or not math.isfinite(found.max_difference):
         raise ExportError(
             f"the int8 file changes {100 * found.flip_fraction:.1f} % of {found.n} decisions, "
             f"at most {100 * limits.max_flip_fraction:g} % wanted",

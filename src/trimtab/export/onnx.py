@@ -26,6 +26,7 @@ from trimtab.records.schema import Schema
 INPUT, OUTPUT = "image", "logits"
 EXAMPLES = 2  # a batch of one would be taken for a constant
 NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch._dynamo")
+ELSEWHERE = b"location"
 SPATIAL = ([2, 3], [-2, -1], [-1, -2])
 
 
@@ -38,7 +39,9 @@ class FromPixels(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map uint8 pixels (N, H, W, C) to logits (N, K)."""
-        return self.network(image.permute(0, 3, 1, 2).float())  # type: ignore[no-any-return]
+        # contiguous, since adaptive pooling of channels-last tensors is exported as a gather
+        pixels = image.permute(0, 3, 1, 2).contiguous().float()
+        return self.network(pixels)  # type: ignore[no-any-return]
 
 
 def write_onnx(network: nn.Module, schema: Schema, path: Path) -> None:
@@ -164,6 +167,7 @@ def shorten(model: onnx.ModelProto) -> None:
             item.ClearField(field)
     del graph.value_info[:]
     model.ClearField("metadata_props")
+    graph.ClearField("metadata_props")
     model.ClearField("functions")
     graph.name = "trimtab"
 
@@ -200,13 +204,14 @@ def open_session(path: Path | bytes, *, threads: int = 0, optimize: bool = True)
 
 
 def require_inside(content: bytes, path: Path) -> None:
-    """Raise UnsafeError for what is no ONNX, or points to files outside itself."""
+    """Raise UnsafeError for what is no ONNX, or points to files outside itself.
+
+    A tensor of any node or subgraph that lies in another file names it under the key `location`.
+    """
     try:
-        model = onnx.load_model_from_string(content)
+        onnx.load_model_from_string(content)
     except Exception as error:
         raise UnsafeError(f"{path} is no ONNX file", "export the run again") from error
-    outside = [item.name for item in model.graph.initializer
-               if item.data_location == onnx.TensorProto.EXTERNAL]  # fmt: skip
-    if outside:
-        raise UnsafeError(f"{path} keeps {len(outside)} tensors in other files",
+    if ELSEWHERE in content:
+        raise UnsafeError(f"{path} keeps weights in other files",
                           "only files with their weights inside are opened")  # fmt: skip

@@ -31,9 +31,13 @@ class Parity:
 
 
 def parity(reference: NDArray[Any], found: NDArray[Any]) -> Parity:
-    """Compare logits (N, K) of an artifact with those of its run."""
-    largest = max(float(np.abs(reference).max()), 1e-12)
-    difference = float(np.abs(reference - found).max())
+    """Compare logits (N, K) of an artifact with those of its run.
+
+    A logit that is not finite on either side makes the differences infinite.
+    """
+    finite = bool(np.isfinite(reference).all() and np.isfinite(found).all())
+    largest = max(float(np.abs(reference).max()), 1e-12) if finite else 1.0
+    difference = float(np.abs(reference - found).max()) if finite else float("inf")
     ordered = np.sort(reference, axis=1)
     tied = ordered[:, -1] - ordered[:, -2] <= TIE * largest
     changed = (reference.argmax(axis=1) != found.argmax(axis=1)) & ~tied

@@ -24,25 +24,33 @@ else:
     from decode import DecodeError, decode  # type: ignore[import-not-found, no-redef]
 
 BAD_PICTURE, UNSAFE = 5, 10
+ELSEWHERE = b"location"  # the key under which an ONNX file names weights that lie outside it
+REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0x200E, 0x200F}
 
 
 class UnsafeArtifactError(Exception):
-    """A file of the artifact is not the one its card describes."""
+    """An artifact that cannot be read, is not what its card describes, or leaves its folder."""
 
 
 class Predictor:
-    """An artifact, opened. Raises UnsafeArtifactError where the model file is not the card's."""
+    """An artifact, opened. Raises UnsafeArtifactError where it is not whole and self-contained."""
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        self.classes: list[str] = self.card["classes"]
-        self.input: dict[str, int] = self.card["input"]
-        content = (folder / "model.onnx").read_bytes()
-        if hashlib.sha256(content).hexdigest() != self.card["files"]["model.onnx"]:
+        try:
+            self.card: dict[str, Any] = json.loads((folder / "card.json").read_text("utf-8"))
+            self.classes: list[str] = self.card["classes"]
+            self.input: dict[str, int] = self.card["input"]
+            threads, digest = int(self.card["threads"]), self.card["files"]["model.onnx"]
+            content = (folder / "model.onnx").read_bytes()
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UnsafeArtifactError(f"{folder} is no whole artifact: {error!r}") from error
+        if hashlib.sha256(content).hexdigest() != digest:
             raise UnsafeArtifactError(f"{folder / 'model.onnx'} is not the file its card describes")
+        if ELSEWHERE in content:
+            raise UnsafeArtifactError(f"{folder / 'model.onnx'} keeps weights in other files")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(self.card["threads"])
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(
@@ -76,8 +84,14 @@ class Predictor:
 
 
 def plain(text: str) -> str:
-    """Return text without control and direction characters."""
-    return "".join("\ufffd" if unicodedata.category(c) in {"Cc", "Cf"} else c for c in text)
+    """Return text without control characters and those that reorder what follows."""
+    return "".join("\ufffd" if is_control(c) else c for c in text)
+
+
+def is_control(character: str) -> bool:
+    """Return whether a terminal may act on a character; joined emoji stay whole."""
+    control = unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+    return control or ord(character) in REORDERING
 
 
 def main() -> int:
@@ -86,6 +100,8 @@ def main() -> int:
     parser.add_argument("pictures", nargs="+")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         rows = Predictor(Path(__file__).parent).predict(options.pictures)
     except UnsafeArtifactError as error:

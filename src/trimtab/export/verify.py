@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.data.dataset import Dataset, dataset_of
+from trimtab.errors import UnsafeError
 from trimtab.export.bundle import Artifact
 from trimtab.export.onnx import open_onnx
 from trimtab.export.parity import parity
@@ -16,6 +17,7 @@ from trimtab.export.predict import artifact_folder
 from trimtab.measure.latency import compare_latency, measure_latency
 from trimtab.measure.quality import logits_of, network_call, score
 from trimtab.models.build import load
+from trimtab.records.files import sha256_file
 from trimtab.records.run import Run, open_run
 
 
@@ -24,9 +26,10 @@ def verify(model: Run | Artifact | str | Path, *, data: Any = None) -> dict[str,
 
     `model` is a run with an artifact, or the artifact inside a run. Where the run's parent has an
     artifact too, both files are timed in turns and their decisions compared. The numbers go into
-    the run's ledger as well.
+    the run's ledger as well. Raises UnsafeError where a file is not the one the card describes.
     """
     artifact = Artifact(artifact_folder(model))
+    require_whole(artifact)
     run = open_run(artifact.path.parent)
     dataset = dataset_of(run, data)
     threads = int(artifact.card["threads"])
@@ -47,6 +50,15 @@ def verify(model: Run | Artifact | str | Path, *, data: Any = None) -> dict[str,
                flips=agreement.flips)  # fmt: skip
     run.record("latency", latency.p50_ms, "ms", **latency.to_dict())
     return found
+
+
+def require_whole(artifact: Artifact) -> None:
+    """Raise UnsafeError where a file of the artifact is missing, changed, or outside its folder."""
+    for name, digest in artifact.card["files"].items():
+        path = artifact.path / name
+        inside = Path(name).name == name and path.is_file() and not path.is_symlink()
+        if not inside or sha256_file(path) != digest:
+            raise UnsafeError(f"{path} is not the file its card describes", "export the run again")
 
 
 def against_parent(

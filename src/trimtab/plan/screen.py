@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -38,19 +39,28 @@ STEP_BATCH = 32
 
 @dataclass(frozen=True)
 class Screened:
-    """One untrained candidate with what was measured, and whether it can meet the target."""
+    """One untrained candidate with what was measured, and whether it can meet the target.
+
+    `whole` says that it can without losing channels.
+    """
 
     name: str
     params: int
     macs: int
     fits: bool
     why: str
+    whole: bool = False
     size_bytes: int | None = None
     p50_ms: float | None = None
     p95_ms: float | None = None
     p99_ms: float | None = None
     threads: int = 1
     images_per_second: float | None = None
+
+    @property
+    def capacity(self) -> float:
+        """How much a network can hold: the geometric mean of its parameters and its MACs."""
+        return math.sqrt(self.params * self.macs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of screen.json."""
@@ -104,32 +114,26 @@ def screen_one(
     """Measure one candidate."""
     network = build(schema, recipe, model)
     macs, params = macs_and_params(network, schema)
-    name = recipe.model.name
-    too_big = size_reason(best_size(4 * params, recipe), target)
+    name, pruned = recipe.model.name, smallest_keep(recipe)
+    too_big = size_reason(4 * params, recipe, target, pruned)
     if skip or (enough and too_big):
         return Screened(name, params, macs, False, too_big or "not timed: the screen's time was up")
     write_onnx(network, schema, path)
-    latency = best_latency(path, schema)
-    size = file_bytes(path)
-    why = (
-        too_big
-        or size_reason(best_size(size, recipe), target)
-        or latency_reason(latency, recipe, target)
-    )
+    latency, size = best_latency(path, schema), file_bytes(path)
+
+    def reason(keep: float) -> str:
+        """Return why the candidate cannot meet the target with `keep` of its channels."""
+        return size_reason(size, recipe, target, keep) or latency_reason(
+            latency, recipe, target, keep
+        )
+
+    why, whole = reason(pruned), not reason(1.0)
     speed = None if why else training_speed(network, schema)
+    can = "can meet the target" if whole else "can meet the target when pruned"
     return Screened(
-        name,
-        params,
-        macs,
-        not why,
-        why or "can meet the target",
-        size,
-        latency.p50_ms,
-        latency.p95_ms,
-        latency.p99_ms,
-        latency.threads,
-        speed,
-    )
+        name, params, macs, not why, why or can, whole, size, latency.p50_ms, latency.p95_ms,
+        latency.p99_ms, latency.threads, speed,
+    )  # fmt: skip
 
 
 def best_latency(path: Path, schema: Schema) -> Latency:
@@ -153,31 +157,23 @@ def smallest_keep(recipe: Recipe) -> float:
     return min((1.0, *recipe.compress.prune_keep))
 
 
-def best_size(size_bytes: int, recipe: Recipe) -> float:
-    """Return the smallest file the recipe's edits could make of `size_bytes` in fp32."""
+def size_reason(size_bytes: int, recipe: Recipe, target: Target, keep: float) -> str:
+    """Return why a float file of this size is too big even as int8 with `keep` of its channels."""
     int8 = INT8_BYTES if recipe.compress.quantize == "int8" else 1.0
-    return size_bytes * int8 * smallest_keep(recipe) ** 2
-
-
-def size_reason(size: float, target: Target) -> str:
-    """Return why `size` in bytes cannot meet the target, or nothing."""
-    wanted = target.wanted("size")
+    size, wanted = size_bytes * int8 * keep**2, target.wanted("size")
     if wanted is None or size <= wanted:
         return ""
     return f"size: {show('size', size)} at best, {show('size', wanted)} wanted"
 
 
-def latency_reason(latency: Latency, recipe: Recipe, target: Target) -> str:
-    """Return why the latency cannot meet the target even after int8 and pruning, or nothing."""
+def latency_reason(latency: Latency, recipe: Recipe, target: Target, keep: float) -> str:
+    """Return why it is too slow even as int8 with `keep` of its channels, or nothing."""
     gain = INT8_SPEEDUP if recipe.compress.quantize == "int8" else 1.0
-    factor = smallest_keep(recipe) ** 2 / gain
     got = {"p50": latency.p50_ms, "p95": latency.p95_ms, "p99": latency.p99_ms}
     for metric, value in got.items():
-        wanted = target.wanted(metric)
-        if wanted is not None and value * factor > wanted:
-            return (
-                f"{metric}: {show(metric, value * factor)} at best, {show(metric, wanted)} wanted"
-            )
+        best, wanted = value * keep**2 / gain, target.wanted(metric)
+        if wanted is not None and best > wanted:
+            return f"{metric}: {show(metric, best)} at best, {show(metric, wanted)} wanted"
     return ""
 
 

@@ -23,7 +23,7 @@ from trimtab.train.flip import settle_flip
 
 HEAT_COUNT = 3
 ENOUGH_EPOCHS = 6
-CLOSE = 0.03
+CLOSE = 0.005
 
 
 def screen_stage(job: Job) -> list[Screened]:
@@ -57,13 +57,17 @@ def flip_stage(job: Job, fitting: list[Screened]) -> None:
 
 
 def pick_heats(job: Job, fitting: list[Screened]) -> list[Screened]:
-    """Return up to three candidates from small to large that can see enough epochs in time."""
+    """Return up to three candidates, from small to large, that can see enough epochs in time.
+
+    Those that can meet the target without losing channels go before those that cannot.
+    """
     samples = len(job.dataset.splits["train"])
     seconds = job.budget.until_reserve(HEATS + COMPRESS + PROOF)
     seen = {row.name: (row.images_per_second or 0) * seconds / samples for row in fitting}
-    able = [row for row in fitting if seen[row.name] >= ENOUGH_EPOCHS]
-    able = able or [max(fitting, key=lambda row: seen[row.name])]
-    able.sort(key=lambda row: row.macs)
+    whole = [row for row in fitting if row.whole] or fitting
+    able = [row for row in whole if seen[row.name] >= ENOUGH_EPOCHS]
+    able = able or [max(whole, key=lambda row: seen[row.name])]
+    able.sort(key=lambda row: row.capacity)
     if len(able) <= HEAT_COUNT:
         return able
     return [able[0], able[len(able) // 2], able[-1]]
@@ -72,16 +76,17 @@ def pick_heats(job: Job, fitting: list[Screened]) -> list[Screened]:
 def heat_stage(job: Job, fitting: list[Screened]) -> Heat | None:
     """Train a few candidates shortly and return the best one; None where there is one only.
 
-    From small to large, until one is sure to meet the wanted accuracy: larger ones cannot be
-    better then.
+    Each for about as many epochs as the others, so that a large network is not judged by fewer.
+    From small to large, until one is sure to meet the wanted accuracy.
     """
     entrants = pick_heats(job, fitting)
     job.threads = entrants[0].threads
     if len(entrants) == 1:
         return None
-    each = job.budget.share(HEATS) / len(entrants)
-    for row in entrants:
-        run, complete = job.train(f"heat-{row.name}", row.name, each)
+    seconds = job.budget.share(HEATS)
+    costs = [1 / (row.images_per_second or 1.0) for row in entrants]
+    for row, cost in zip(entrants, costs, strict=True):
+        run, complete = job.train(f"heat-{row.name}", row.name, seconds * cost / sum(costs))
         accuracy = run.measured("accuracy")
         assert accuracy is not None
         kept = {key: accuracy[key] for key in ("value", "low", "high", "n", "split")}
@@ -99,11 +104,11 @@ def is_sure(job: Job, heat: Heat) -> bool:
 
 
 def pick_winner(job: Job) -> Heat:
-    """Return the heat that is sure to meet the accuracy, else the largest near the best."""
+    """Return the heat that is sure to meet the accuracy, else the smallest near the best."""
     best = max(heat.accuracy["value"] for heat in job.heats)
     near = [h for h in job.heats if h.accuracy["value"] >= best - CLOSE]
     sure = [h for h in job.heats if is_sure(job, h)]
-    winner = sure[0] if sure else max(near, key=lambda h: h.screened.macs)
+    winner = sure[0] if sure else min(near, key=lambda h: h.screened.capacity)
     for heat in job.heats:
         heat.why = "goes on" if heat is winner else "another went on"
     job.threads = winner.screened.threads
