@@ -93,6 +93,14 @@ def test_faulty_setting_is_exit_2_with_a_hint(
     code, _, stderr = run_cli("train", str(digits_folder), "--set", setting, "--out", str(out))
     assert code == 2
     assert says in stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999999", "many"])
+def test_seed_out_of_range_is_exit_2(run_cli: Any, digits_folder: Path, seed: str) -> None:
+    code, _, stderr = run_cli("check", str(digits_folder), "--seed", seed)
+    assert code == 2
+    assert "--seed" in stderr
 
 
 def test_json_error_is_one_object(run_cli: Any, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="folder to write; defaul
 Json = Annotated[
     bool, typer.Option("--json", callback=print_json, help="print one JSON object, nothing else")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of split, weights and order")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="seed of split, weights and order")
+]
 
 
 @app.command()
@@ -262,15 +264,14 @@ def runs(
     """List the runs of a folder."""
     from trimtab.records.run import list_runs
 
-    rows = [{"run": str(r.path), **r.facts, "accuracy": (r.measured("accuracy") or {}).get("value")}
+    rows = [{"run": str(r.path), "kind": "run", "status": "unfinished", **r.facts,
+             "accuracy": (r.measured("accuracy") or {}).get("value")}
             for r in list_runs(folder)]  # fmt: skip
     if OUTPUT.json:
         return emit({"runs": rows})
     for row in rows:
         accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
-        print(
-            harmless(f"{row['run']}  {row['kind']}  {row.get('status', 'unfinished')}  {accuracy}")
-        )
+        print(harmless(f"{row['run']}  {row['kind']}  {row['status']}  {accuracy}"))
     if not rows:
         print(f"no runs in {folder}")
     return None

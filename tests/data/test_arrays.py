@@ -105,6 +105,11 @@ def test_arrays_that_cannot_be_meant_are_an_error(x: Any, y: Any, message: str, 
     assert hint in str(caught.value)
 
 
+def test_empty_dict_of_splits_is_an_error() -> None:
+    with pytest.raises(DataError, match="empty"):
+        list_source({})
+
+
 def test_unknown_split_name_is_an_error() -> None:
     with pytest.raises(DataError, match="'tarin' is no split") as caught:
         list_source({"tarin": (X, Y)})

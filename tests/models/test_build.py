@@ -219,3 +219,9 @@ def test_depthwise_convolutions_count_one_input_each(grey: Schema) -> None:
                              nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))  # fmt: skip
     macs, _ = macs_and_params(build(grey, named("custom:x"), own), grey)
     assert macs == 64 * 8 + 64 * 8 * 9 + 24
+
+
+@pytest.mark.parametrize("what", ["cnn_small", nn.Identity])
+def test_what_is_no_module_is_refused_as_model(what: Any) -> None:
+    with pytest.raises(UsageError, match="nn.Module"):
+        room.adopt_module(what)

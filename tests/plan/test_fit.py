@@ -193,6 +193,42 @@ def test_bad_data_leave_no_folder_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+def test_folder_with_other_files_is_refused_and_left_as_it_is(
+    digits_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(UsageError, match="other files"):
+        tt.fit(digits_folder, TARGET, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("key", ["train__loss", "train__optimizer", "train__schedule",
+                                 "compress__importance", "compress__ranges"])  # fmt: skip
+def test_unknown_part_is_refused_before_anything_is_made(
+    digits_folder: Path, tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(UsageError, match="unknown .* 'nosuch'"):
+        tt.fit(digits_folder, TARGET, recipe=tt.Recipe().override(**{key: "nosuch"}),
+               out=tmp_path / "r")  # fmt: skip
+    assert not (tmp_path / "r").exists()
+
+
+def test_model_that_cannot_be_built_leaves_no_folder(digits_folder: Path, tmp_path: Path) -> None:
+    recipe = tt.Recipe().override(model__name="resnet19")
+    with pytest.raises(UsageError, match="resnet19"):
+        tt.fit(digits_folder, TARGET, recipe=recipe, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_budget_that_ends_at_once_still_ships_something(
+    digits_folder: Path, quick: Any, tmp_path: Path
+) -> None:
+    recipe = quick.override(data__flip="auto")
+    run = tt.fit(digits_folder, TARGET, budget=0.001, recipe=recipe, out=tmp_path / "r")
+    assert read_json(run.path / "verdict.json")["starved"]
+    assert (run.path / "artifact" / "card.json").is_file()
+
+
 def test_plan_screens_at_least_five_and_trains_nothing(tiny_dataset: Any, tmp_path: Path) -> None:
     found = tt.plan(tiny_dataset, "accuracy>=0.9, size<=30KB", budget="1m")
     timed = [row for row in found["screen"] if row["p95_ms"] is not None]

@@ -19,7 +19,7 @@ from trimtab.records.files import (
     write_json,
 )
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import new_name, open_run, start_run
+from trimtab.records.run import new_name, open_run, start_run, update_facts, whole_or_gone
 
 
 def test_failed_write_leaves_the_old_file_and_no_leftover(
@@ -97,6 +97,51 @@ def test_run_reads_back_what_was_written_and_names_its_parent_relatively(tmp_pat
     moved = open_run(tmp_path / "moved" / "b" / "c").parent
     assert moved is not None
     assert moved.recipe == recipe
+
+
+def test_run_never_lands_among_other_files(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(UsageError, match="other files"):
+        start_run(tmp_path, kind="train", label="x", recipe=Recipe(), seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seed_that_torch_cannot_take_is_refused_before_a_folder_is_made(
+    tmp_path: Path, seed: int
+) -> None:
+    with pytest.raises(UsageError, match="seed"):
+        start_run(tmp_path / "r", kind="train", label="x", recipe=Recipe(), seed=seed)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("done", "stays"), [(False, False), (True, True)])
+def test_failed_run_vanishes_unless_a_run_in_it_is_whole(
+    tmp_path: Path, done: bool, stays: bool
+) -> None:
+    outer = start_run(tmp_path / "r", kind="fit", label="x", recipe=Recipe(), seed=0)
+    with pytest.raises(MachineError), whole_or_gone(outer.path):
+        inner = start_run(outer.path / "candidates" / "a", kind="train", label="a",
+                          recipe=Recipe(), seed=0)  # fmt: skip
+        if done:
+            update_facts(inner, status="finished")
+        raise MachineError("the disk is full")
+    assert outer.path.exists() is stays
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("run.json", None), ("run.json", "{"), ("run.json", "[]"), ("data.json", None),
+     ("edits.json", "{}"), ("recipe.yaml", None)],
+)  # fmt: skip
+def test_damaged_file_of_a_run_is_named(tmp_path: Path, name: str, content: str | None) -> None:
+    run = start_run(tmp_path / "r", kind="train", label="x", recipe=Recipe(), seed=0)
+    (run.path / name).unlink(missing_ok=True)
+    if content is not None:
+        (run.path / name).write_text(content)
+    part = {"run.json": "facts"}.get(name, name.partition(".")[0])
+    with pytest.raises(UsageError, match=name):
+        getattr(run, part)
 
 
 def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:

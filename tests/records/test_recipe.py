@@ -48,6 +48,13 @@ def test_3e_4_is_a_number(tmp_path: Path) -> None:
         ("version: 2\n", "version"),
         ("regularize:\n  label_smoothing: 1.5\n", "label_smoothing"),
         ("data:\n  image_size: 2\n", "image_size"),
+        ("data:\n  channels: 2\n", "wanted 'auto' or 1 or 3, got 2"),
+        ("train:\n  learning_rate: -1\n", "wanted 'auto' or greater than 0, got -1"),
+        ("train:\n  learning_rate: .nan\n", "finite"),
+        ("train:\n  batch_size: 0\n", "equal to 2"),
+        ("train:\n  epochs: 99999999999\n", "less than"),
+        ("compress:\n  prune_keep: [2]\n", "equal to 1, got 2"),
+        ("compress:\n  prune_keep: [0]\n", "greater than 0"),
         ("? [a, b]\n: 1\n", "hint"),
     ],
 )

@@ -23,7 +23,8 @@ def test_all_units_come_out_in_base_units() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("accuracy>92", "takes '>='"),
+        ("accuracy>92", "write accuracy>=0.92 or accuracy>=92%"),
+        ("accuracy>0.92", "write accuracy>=0.92"),
         ("accuracy>=92", "fraction"),
         ("p95<=10", "no unit"),
         ("p95<=10 parsecs", "unknown unit"),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -149,3 +150,31 @@ def test_unknown_part_of_a_recipe_is_refused(
             tiny_dataset, recipe=tiny_recipe.override(train__optimizer="adamv"), out=tmp_path / "r"
         )
     assert "adamw" in caught.value.hint
+
+
+def test_mirrored_digits_are_not_taken_for_digits(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    run = train(
+        tiny_dataset,
+        recipe=tiny_recipe.override(data__flip="auto", train__epochs=12),
+        out=tmp_path / "r",
+    )
+    trial = run.measured("flip_trial")
+    assert trial is not None
+    assert trial["used"] is False
+    assert run.recipe.data.flip is False
+
+
+def test_pictures_whose_mirror_image_is_of_their_class_are_mirrored(
+    tiny_recipe: Any, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    targets = np.arange(300) % 3
+    pixels = rng.integers(0, 60, (300, 8, 8), dtype=np.uint8)
+    for row, target in enumerate(targets):
+        pixels[row, 2 * target : 2 * target + 3] += 150  # a band at one of three heights
+    run = train(
+        (pixels, targets), recipe=tiny_recipe.override(data__flip="auto"), out=tmp_path / "r"
+    )
+    assert run.recipe.data.flip is True

@@ -23,7 +23,7 @@ from trimtab.models.build import load, macs_and_params
 from trimtab.models.edits import ROOTS, Edit, Graph, Group, dependency_graph, replay
 from trimtab.records.files import locked, write_json
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import Run, open_run, start_run, update_facts
+from trimtab.records.run import Run, open_run, start_run, update_facts, whole_or_gone
 from trimtab.records.schema import Schema
 from trimtab.records.target import parse_duration
 from trimtab.registry import lookup
@@ -102,7 +102,7 @@ def prune(
     child.record("macs_before", before[0])
     child.record("params_before", before[1])
     left = None if seconds is None else max(1.0, seconds - (time.monotonic() - started))
-    with locked(child.path):
+    with locked(child.path), whole_or_gone(child.path):
         finetune(child, network, dataset, budget_seconds=left)
     return child
 

@@ -32,6 +32,8 @@ def list_arrays(source: Any) -> Listing:
         return list_part(source, None, "")
     parts = [list_part(part, split_of(str(name), "the dict of splits"), f"{name}/")
              for name, part in source.items()]  # fmt: skip
+    if not parts:
+        raise DataError("the dict of splits is empty", "give at least {'train': (x, y)}")
     classes = next((part.classes for part in parts if part.classes), None)
     findings = {finding.message: finding for part in parts for finding in part.findings}
     return Listing([entry for part in parts for entry in part.entries], None, classes,

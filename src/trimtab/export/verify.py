@@ -24,9 +24,10 @@ from trimtab.records.run import Run, open_run
 def verify(model: Run | Artifact | str | Path, *, data: Any = None) -> dict[str, Any]:
     """Return what is measured now: agreement with the run, accuracy on valid, latency, size.
 
-    `model` is a run with an artifact, or the artifact inside a run. Where the run's parent has an
-    artifact too, both files are timed in turns and their decisions compared. The numbers go into
-    the run's ledger as well. Raises UnsafeError where a file is not the one the card describes.
+    `model` is a run with an artifact, or the artifact inside a run. Where the run's parent (for a
+    fit: that of the candidate it chose) has an artifact too, both files are timed in turns and
+    their decisions compared. The numbers go into the run's ledger as well. Raises UnsafeError where
+    a file is not the one the card describes.
     """
     artifact = Artifact(artifact_folder(model))
     require_whole(artifact)
@@ -48,6 +49,9 @@ def verify(model: Run | Artifact | str | Path, *, data: Any = None) -> dict[str,
     }  # fmt: skip
     run.record("parity", agreement.relative_difference, n=agreement.n, split="valid",
                flips=agreement.flips)  # fmt: skip
+    run.record("artifact_accuracy", scores.accuracy, low=scores.low, high=scores.high, n=scores.n,
+               split="valid")  # fmt: skip
+    run.record("artifact_size", artifact.size_bytes, "B")
     run.record("latency", latency.p50_ms, "ms", **latency.to_dict())
     return found
 
@@ -65,7 +69,8 @@ def against_parent(
     run: Run, dataset: Dataset, logits: Any, once: Any, threads: int
 ) -> dict[str, Any] | None:
     """Return speed-up, size and changed decisions against the nearest ancestor with a file."""
-    parent = run.parent
+    chosen = run.facts.get("chosen")
+    parent = (Run(run.path / chosen) if chosen else run).parent
     while parent is not None and not (parent.path / "artifact" / "card.json").is_file():
         parent = parent.parent
     if parent is None:
@@ -76,6 +81,8 @@ def against_parent(
     changed = parity(logits_of(call, valid), logits)
     ratio = compare_latency(partial(call, np.array(valid.inputs[:1])), once)
     run.record("speedup_over_parent", ratio.value, low=ratio.low, high=ratio.high, n=ratio.n)
+    run.record("flips_against_parent", changed.flip_fraction, "fraction", n=changed.n,
+               split="valid")  # fmt: skip
     return {
         "parent": parent.name, "speedup": ratio.to_dict(), "flips": changed.flips,
         "flip_fraction": changed.flip_fraction, "n": changed.n,

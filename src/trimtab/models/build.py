@@ -100,6 +100,9 @@ def adopt_module(module: nn.Module) -> str:
     The name is `custom:<class>-<8 hex>`, from the names and shapes in its state. The weights it
     has now are not kept with the run by this; only `load` in this process needs it.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"model= takes a network, an nn.Module, got {module!r}",
+                         "name one of trimtab's in the recipe: model.name")  # fmt: skip
     state = "\n".join(f"{key} {tuple(value.shape)}" for key, value in module.state_dict().items())
     digest = hashlib.sha256(state.encode()).hexdigest()[:8]
     name = f"{OWN}{type(module).__name__}-{digest}"

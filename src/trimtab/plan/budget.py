@@ -6,18 +6,20 @@ import time
 from dataclasses import dataclass, field
 
 SCREEN = 0.10
-FLIP = 0.06
-HEATS = 0.24
+FLIP = 0.05
+HEATS = 0.15
 COMPRESS = 0.22
 PROOF = 0.14
+PROOF_SECONDS = 75.0
 
 
 @dataclass
 class Budget:
     """A budget in seconds that counts from its creation.
 
-    Shares (of the whole): screen 10 %, flip trial 6 %, heats 24 %, compression 22 %, export and
-    verification 14 %; the main training gets the rest and whatever the others leave.
+    Shares (of the whole, at the most): screen 10 %, flip trial 5 %, heats 15 %, compression 22 %,
+    export and verification 14 % or 75 s; the main training gets the rest and whatever the others
+    leave.
     """
 
     seconds: float
@@ -33,10 +35,22 @@ class Budget:
         """Seconds left, never below zero."""
         return max(0.0, self.seconds - self.used)
 
+    @property
+    def proof(self) -> float:
+        """Seconds kept for export and verification."""
+        return min(PROOF * self.seconds, PROOF_SECONDS)
+
     def share(self, fraction: float) -> float:
         """Return `fraction` of the whole, but not more than is left."""
         return min(fraction * self.seconds, self.left)
 
-    def until_reserve(self, fraction: float) -> float:
-        """Return what may be used while `fraction` of the whole stays in reserve."""
-        return max(0.0, self.left - fraction * self.seconds)
+    def before(self, *stages: float) -> float:
+        """Return the seconds left before later `stages` (shares) and the proof."""
+        return max(0.0, self.left - sum(stages) * self.seconds - self.proof)
+
+    def shares(self) -> dict[str, float]:
+        """Return the seconds each stage gets at the most; training gets what is left."""
+        stages = {"screen": SCREEN, "flip trial": FLIP, "heats": HEATS, "compress": COMPRESS}
+        found = {name: share * self.seconds for name, share in stages.items()}
+        found["prove"] = self.proof
+        return {**found, "train": self.seconds - sum(found.values())}

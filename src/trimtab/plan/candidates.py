@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.data.dataset import Dataset
+from trimtab.errors import TrimtabError
 from trimtab.export.bundle import Artifact, export
 from trimtab.export.onnx import open_onnx
 from trimtab.measure.latency import Latency, Ratio, compare_latency, measure_latency
@@ -91,8 +92,9 @@ def assess(
         speedup = compare_latency(caller(parent_call, dataset), once, seconds=COMPARE_SECONDS)
         decided = scores.logits.argmax(axis=1) != parent.scores.logits.argmax(axis=1)
         flips = float(decided.mean())
-    write_down(run, scores, latency, speedup, flips)
-    return Candidate(name, steps, run, artifact, scores, latency, parent, speedup, flips)
+    made = Candidate(name, steps, run, artifact, scores, latency, parent, speedup, flips)
+    write_down(made)
+    return made
 
 
 def caller(call: Call, dataset: Dataset) -> Callable[[], object]:
@@ -101,17 +103,18 @@ def caller(call: Call, dataset: Dataset) -> Callable[[], object]:
     return lambda: call(pixels)
 
 
-def write_down(
-    run: Run, scores: Scores, latency: Latency, speedup: Ratio | None, flips: float | None
-) -> None:
-    """Put everything measured on the artifact into the run's ledger."""
+def write_down(made: Candidate) -> None:
+    """Put everything measured on the artifact into its run's ledger."""
+    run, scores, latency, speedup = made.run, made.scores, made.latency, made.speedup
     run.record("artifact_accuracy", scores.accuracy, low=scores.low, high=scores.high, n=scores.n,
                split=scores.split)  # fmt: skip
+    run.record("artifact_f1", scores.f1, n=scores.n, split=scores.split)
+    run.record("artifact_size", made.artifact.size_bytes, "B")
     run.record("latency", latency.p50_ms, "ms", **latency.to_dict())
     if speedup is not None:
         run.record("speedup_over_parent", speedup.value, low=speedup.low, high=speedup.high,
                    n=speedup.n)  # fmt: skip
-        run.record("flips_against_parent", flips, "fraction", n=scores.n, split=scores.split)
+        run.record("flips_against_parent", made.flips, "fraction", n=scores.n, split=scores.split)
 
 
 def gate(child: Candidate, target: Target, recipe: Recipe) -> None:
@@ -148,3 +151,16 @@ def missing(candidate: Candidate, target: Target) -> str:
     rows = [row for row in target.judge(candidate.got) if not row["met"]]
     return ", ".join(f"{r['metric']} {show(r['metric'], r['got'])} (wanted {r['op']} "
                      f"{show(r['metric'], r['wanted'])})" for r in rows)  # fmt: skip
+
+
+def failed_row(
+    name: str, steps: tuple[str, ...], parent: Candidate | None, error: TrimtabError
+) -> dict[str, Any]:
+    """Return the table row of a training or edit that could not be made or proven."""
+    return {
+        "name": name, "steps": list(steps), "accuracy": None, "f1": None, "p50_ms": None,
+        "p95_ms": None, "p99_ms": None, "size_bytes": None, "params": None, "macs": None,
+        "kept": False, "why": error.message, "chosen": False, "trained": True,
+        "parent": parent.name if parent else None, "threads": None, "speedup": None,
+        "flip_fraction": None,
+    }  # fmt: skip

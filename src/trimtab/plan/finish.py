@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trimtab.data.dataset import Split
-from trimtab.export.bundle import Artifact, seal
+from trimtab.errors import ExportError
+from trimtab.export.bundle import Artifact, seal, staged
 from trimtab.export.onnx import open_onnx
 from trimtab.machine.progress import say
 from trimtab.measure.quality import Scores, logits_of, score
-from trimtab.plan.candidates import Candidate, assess
+from trimtab.plan.candidates import Candidate, assess, failed_row
 from trimtab.plan.choose import binding, choose
 from trimtab.plan.job import Job
-from trimtab.records.files import write_json, write_text
+from trimtab.records.files import read_json, write_json, write_text
 from trimtab.records.run import relative, update_facts
 from trimtab.report.page import report
 
@@ -31,8 +32,9 @@ MODEL_FILES = ("data.json", "findings.json", "edits.json", "weights.safetensors"
 
 def finish(job: Job) -> None:
     """Choose on valid, judge on test, ship the artifact and write table, verdict and report."""
-    if not job.candidates and job.heats:
-        job.candidates.append(rescue(job))
+    found = None if job.candidates else rescue(job)
+    if found is not None:
+        job.candidates.append(found)
     if job.candidates:
         ship(job)
     rows = [h.row() for h in job.heats] + [c.row() for c in job.candidates] + job.failed
@@ -41,12 +43,19 @@ def finish(job: Job) -> None:
     report(job.run)
 
 
-def rescue(job: Job) -> Candidate:
-    """Make a candidate of the best heat, so that a stopped fit still ships something."""
-    heat = max(job.heats, key=lambda h: float(h.accuracy["value"]))
-    job.heats.remove(heat)
-    label = heat.screened.name
-    return assess(heat.run, label, ("train",), dataset=job.dataset, threads=heat.screened.threads)
+def rescue(job: Job) -> Candidate | None:
+    """Make a candidate of the best heat that can be exported, so that a fit still ships something.
+
+    None where there is no such heat; one that fails becomes a row that says why.
+    """
+    for heat in sorted(job.heats, key=lambda h: -float(h.accuracy["value"])):
+        job.heats.remove(heat)
+        try:
+            return assess(heat.run, heat.screened.name, ("train",), dataset=job.dataset,
+                          threads=heat.screened.threads)  # fmt: skip
+        except ExportError as error:
+            job.failed.append(failed_row(heat.run.name, ("short training",), None, error))
+    return None
 
 
 def ship(job: Job) -> None:
@@ -58,7 +67,7 @@ def ship(job: Job) -> None:
     got = {**chosen.got, "accuracy": scores.accuracy, "f1": scores.f1}
     copy_model(job, chosen)
     artifact = Artifact(job.run.path / "artifact")
-    shutil.copytree(chosen.artifact.path, artifact.path)
+    copy_artifact(chosen.artifact, artifact)
     verdict = write_verdict(job, chosen, got, scores)
     seal(artifact, verdict=verdict, latency=chosen.latency.to_dict(), accuracy=scores.to_dict())
     write_errors(job, scores, job.dataset.splits[split])
@@ -74,6 +83,13 @@ def judged(chosen: Candidate, samples: Split, split: str) -> Scores:
         return chosen.scores
     call = open_onnx(chosen.artifact.model, threads=chosen.latency.threads)
     return score(logits_of(call, samples), samples.targets, split=split)
+
+
+def copy_artifact(source: Artifact, target: Artifact) -> None:
+    """Copy an artifact folder, whole or not at all."""
+    with staged(target.path) as folder:
+        for file in source.path.iterdir():
+            shutil.copy2(file, folder)
 
 
 def copy_model(job: Job, chosen: Candidate) -> None:
@@ -139,8 +155,6 @@ def picture(pixels: NDArray[np.uint8]) -> str:
 
 def summary(path: Path) -> dict[str, Any]:
     """Return what `fit --json` prints for a finished run folder."""
-    from trimtab.records.files import read_json
-
     verdict = read_json(path / "verdict.json") if (path / "verdict.json").exists() else {}
     artifact = path / "artifact"
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from trimtab.compress.importance import IMPORTANCES
+from trimtab.compress.ranges import RANGES
 from trimtab.data.dataset import open_dataset
 from trimtab.errors import Interrupted
 from trimtab.machine.progress import clock, say
-from trimtab.plan.budget import COMPRESS, FLIP, HEATS, PROOF, SCREEN, Budget
+from trimtab.plan.budget import COMPRESS, SCREEN, Budget
 from trimtab.plan.finish import finish
 from trimtab.plan.job import Job
 from trimtab.plan.screen import candidate_names, screen
@@ -27,9 +28,20 @@ from trimtab.plan.stages import (
 )
 from trimtab.records.files import explained, locked, make_folder, write_json
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import Run, new_name, start_run
+from trimtab.records.run import (
+    Run,
+    new_name,
+    require_no_run,
+    require_own_folder,
+    start_run,
+    whole_or_gone,
+)
 from trimtab.records.target import parse_duration, parse_target
+from trimtab.registry import lookup
+from trimtab.train.losses import LOSSES
+from trimtab.train.optimizers import OPTIMIZERS
 from trimtab.train.run import as_recipe, with_model
+from trimtab.train.schedules import SCHEDULES
 
 
 def fit(
@@ -51,6 +63,7 @@ def fit(
     """
     goal, left = parse_target(target), Budget(parse_duration(budget))
     chosen = as_recipe(recipe)
+    require_parts(chosen)
     with reserved(out, label_of(data)) as path:
         dataset = open_dataset(data, chosen, seed=seed)
         if model is not None:
@@ -71,6 +84,15 @@ def fit(
     return run
 
 
+def require_parts(recipe: Recipe) -> None:
+    """Raise UsageError for a part that does not exist, before any time is spent."""
+    lookup("optimizer", OPTIMIZERS, recipe.train.optimizer)
+    lookup("schedule", SCHEDULES, recipe.train.schedule)
+    lookup("loss", LOSSES, recipe.train.loss)
+    lookup("importance", IMPORTANCES, recipe.compress.importance)
+    lookup("range", RANGES, recipe.compress.ranges)
+
+
 def work(job: Job) -> None:
     """Do all stages up to the choice."""
     counts = {name: len(split) for name, split in job.dataset.splits.items()}
@@ -79,7 +101,7 @@ def work(job: Job) -> None:
     fitting = screen_stage(job)
     flip_stage(job, fitting)
     heat = heat_stage(job, fitting)
-    say(f"train: {clock(job.budget.until_reserve(COMPRESS + PROOF))} at the most")
+    say(f"train: {clock(job.budget.before(COMPRESS))} at the most")
     base = train_stage(job, fitting, heat)
     say("compress: each edit is kept only where it pays")
     compress_stage(job, base)
@@ -89,16 +111,12 @@ def work(job: Job) -> None:
 def reserved(out: str | Path | None, label: str) -> Iterator[Path]:
     """Hold the run folder before the data are read; leave nothing where no run starts."""
     path = Path(out) if out is not None else Path("runs") / new_name(label)
-    existed = path.exists()
+    require_own_folder(path)
     make_folder(path)
-    try:
-        with locked(path), explained(path):
+    with locked(path):
+        require_no_run(path)
+        with whole_or_gone(path), explained(path):
             yield path
-    finally:
-        if not (path / "run.json").exists():
-            (path / "run.lock").unlink(missing_ok=True)
-            if not existed:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def label_of(data: Any) -> str:
@@ -120,22 +138,16 @@ def plan(
     """Return what `fit` would do: data, screened candidates, seconds per stage."""
     goal, seconds = parse_target(target), parse_duration(budget)
     chosen = as_recipe(recipe)
+    require_parts(chosen)
     dataset = open_dataset(data, chosen, seed=seed)
     if model is not None:
         chosen = with_model(chosen, dataset.schema, model)
     rows = screen(dataset.schema, chosen, goal, seconds=SCREEN * seconds, model=model)
-    shares = {
-        "screen": SCREEN,
-        "flip trial": FLIP,
-        "heats": HEATS,
-        "compress": COMPRESS,
-        "prove": PROOF,
-        "train": 1 - SCREEN - FLIP - HEATS - COMPRESS - PROOF,
-    }
+    shares = Budget(seconds).shares()
     return {
         "target": str(goal), "splits": {name: len(s) for name, s in dataset.splits.items()},
         "classes": list(dataset.schema.classes), "input": list(dataset.schema.input_shape),
         "candidates": list(candidate_names(dataset.schema, chosen)),
         "screen": [row.to_dict() for row in rows],
-        "at_most_seconds": {name: round(share * seconds, 1) for name, share in shares.items()},
+        "at_most_seconds": {name: round(share, 1) for name, share in shares.items()},
     }  # fmt: skip

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from trimtab.export.onnx import open_onnx, write_onnx
-from trimtab.machine.probe import step_seconds
+from trimtab.machine.probe import probe_precision
 from trimtab.machine.processor import core_count
 from trimtab.machine.progress import progress
 from trimtab.measure.latency import Latency, measure_latency
 from trimtab.measure.size import file_bytes
 from trimtab.models.build import build, macs_and_params
+from trimtab.models.image import OWN_NAMES
 from trimtab.records.recipe import Recipe
 from trimtab.records.schema import Schema
 from trimtab.records.target import Target, show
@@ -34,7 +35,8 @@ AT_LEAST = 5
 LATENCY_SECONDS = 0.4
 INT8_SPEEDUP = 3.6
 INT8_BYTES = 0.28
-STEP_BATCH = 32
+STEP_MACS = 4e9
+SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,14 @@ class Screened:
 
 
 def candidate_names(schema: Schema, recipe: Recipe) -> tuple[str, ...]:
-    """Return the models to screen: the recipe's own, or a spread for this input size."""
+    """Return the models to screen: the recipe's own, or a spread for this input size.
+
+    Only trimtab's own networks take a `model.width` other than 1.
+    """
     if recipe.model.name != "auto":
         return (recipe.model.name,)
-    return SMALL if min(schema.height, schema.width) <= SMALL_SIDE else LARGE
+    names = SMALL if min(schema.height, schema.width) <= SMALL_SIDE else LARGE
+    return tuple(name for name in names if recipe.model.width == 1 or name in OWN_NAMES)
 
 
 def screen(
@@ -178,10 +184,16 @@ def latency_reason(latency: Latency, recipe: Recipe, target: Target, keep: float
 
 
 def training_speed(network: nn.Module, schema: Schema) -> float:
-    """Return trained images per second, from a few steps on random pixels."""
-    inputs = torch.rand(STEP_BATCH, *schema.input_shape).mul_(255)
+    """Return trained images per second, from a few steps on random pixels.
+
+    The batch is what costs about as much as 128 small pictures, so that large networks take no
+    longer to time.
+    """
+    macs, _ = macs_and_params(network, schema)
+    batch = int(min(LARGEST_BATCH, max(SMALLEST_BATCH, STEP_MACS / macs)))
+    inputs = torch.rand(batch, *schema.input_shape).mul_(255)
     network.train()
     channels_last = inputs.contiguous(memory_format=torch.channels_last)
     network.to(memory_format=torch.channels_last)
-    step_seconds(network, channels_last, "fp32")
-    return STEP_BATCH / min(step_seconds(network, channels_last, p) for p in ("fp32", "bf16"))
+    _, seconds = probe_precision(network, channels_last)
+    return batch / min(seconds.values())

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from trimtab.compress.prune import prune
 from trimtab.compress.quantize import quantize
-from trimtab.errors import CompressError, ExportError, TrimtabError
+from trimtab.errors import CompressError, DivergedError, ExportError
 from trimtab.machine.device import seed_everything
 from trimtab.machine.progress import say
 from trimtab.models.build import build
-from trimtab.plan.budget import COMPRESS, FLIP, HEATS, PROOF, SCREEN
-from trimtab.plan.candidates import Candidate, assess, gate, missing
+from trimtab.plan.budget import COMPRESS, FLIP, HEATS, SCREEN
+from trimtab.plan.candidates import Candidate, assess, failed_row, gate, missing
+from trimtab.plan.finish import rescue
 from trimtab.plan.job import Heat, Job
 from trimtab.plan.screen import Screened, screen
 from trimtab.records.files import write_json
@@ -22,7 +22,7 @@ from trimtab.records.table import screen_line
 from trimtab.train.flip import settle_flip
 
 HEAT_COUNT = 3
-ENOUGH_EPOCHS = 6
+ENOUGH_EPOCHS = 4
 CLOSE = 0.005
 
 
@@ -62,7 +62,7 @@ def pick_heats(job: Job, fitting: list[Screened]) -> list[Screened]:
     Those that can meet the target without losing channels go before those that cannot.
     """
     samples = len(job.dataset.splits["train"])
-    seconds = job.budget.until_reserve(HEATS + COMPRESS + PROOF)
+    seconds = job.budget.before(HEATS, COMPRESS)
     seen = {row.name: (row.images_per_second or 0) * seconds / samples for row in fitting}
     whole = [row for row in fitting if row.whole] or fitting
     able = [row for row in whole if seen[row.name] >= ENOUGH_EPOCHS]
@@ -77,7 +77,7 @@ def heat_stage(job: Job, fitting: list[Screened]) -> Heat | None:
     """Train a few candidates shortly and return the best one; None where there is one only.
 
     Each for about as many epochs as the others, so that a large network is not judged by fewer.
-    From small to large, until one is sure to meet the wanted accuracy.
+    From small to large, until one is sure to meet the wanted accuracy. One that diverges is out.
     """
     entrants = pick_heats(job, fitting)
     job.threads = entrants[0].threads
@@ -86,15 +86,26 @@ def heat_stage(job: Job, fitting: list[Screened]) -> Heat | None:
     seconds = job.budget.share(HEATS)
     costs = [1 / (row.images_per_second or 1.0) for row in entrants]
     for row, cost in zip(entrants, costs, strict=True):
-        run, complete = job.train(f"heat-{row.name}", row.name, seconds * cost / sum(costs))
-        accuracy = run.measured("accuracy")
-        assert accuracy is not None
-        kept = {key: accuracy[key] for key in ("value", "low", "high", "n", "split")}
-        job.heats.append(Heat(row, run, kept, complete))
-        say(f"  heat {row.name}: {100 * kept['value']:.1f} % on valid")
-        if is_sure(job, job.heats[-1]):
+        try:
+            heat = run_heat(job, row, seconds * cost / sum(costs))
+        except DivergedError as error:
+            job.failed.append(failed_row(f"heat-{row.name}", ("short training",), None, error))
+            say(f"  heat {row.name}: {error.message}")
+            continue
+        if is_sure(job, heat):
             break
-    return pick_winner(job)
+    return pick_winner(job) if job.heats else None
+
+
+def run_heat(job: Job, row: Screened, seconds: float) -> Heat:
+    """Train one candidate shortly and note what it reached."""
+    run, complete = job.train(f"heat-{row.name}", row.name, seconds)
+    accuracy = run.measured("accuracy")
+    assert accuracy is not None
+    kept = {key: accuracy[key] for key in ("value", "low", "high", "n", "split")}
+    job.heats.append(Heat(row, run, kept, complete))
+    say(f"  heat {row.name}: {100 * kept['value']:.1f} % on valid")
+    return job.heats[-1]
 
 
 def is_sure(job: Job, heat: Heat) -> bool:
@@ -116,28 +127,45 @@ def pick_winner(job: Job) -> Heat:
 
 
 def train_stage(job: Job, fitting: list[Screened], heat: Heat | None) -> Candidate:
-    """Train the winner for what time is left, or take its heat where that ran to its end."""
+    """Train the winner for what time is left, and measure it as the base of all edits.
+
+    Where the training diverges, or its file does not agree with it, the best heat stands in; the
+    error is raised where there is none.
+    """
     label = heat.screened.name if heat else pick_heats(job, fitting)[0].name
+    try:
+        base = train_winner(job, label, heat)
+    except (DivergedError, ExportError) as error:
+        say(f"  {label}: {error.message}")
+        found = rescue(job)
+        if found is None:
+            raise
+        job.failed.append(failed_row(f"{label}-failed", ("train",), None, error))
+        base, job.threads = found, found.latency.threads
+    base.why = missing(base, job.target) or "meets the target"
+    job.candidates.append(base)
+    say(f"  {base.name}: {100 * base.scores.accuracy:.1f} % on valid, {base.why}")
+    return base
+
+
+def train_winner(job: Job, label: str, heat: Heat | None) -> Candidate:
+    """Train the network `label`, or take its heat where that ran to its end, and measure it."""
     if heat is not None and heat.complete:
         job.heats.remove(heat)
         run = heat.run
     else:
-        run, _ = job.train(label, label, job.budget.until_reserve(COMPRESS + PROOF))
+        run, _ = job.train(label, label, job.budget.before(COMPRESS))
     job.starved = float(run.facts["epochs"]) < 1
-    base = assess(run, label, ("train",), dataset=job.dataset, threads=job.threads)
-    base.why = missing(base, job.target) or "meets the target"
-    job.candidates.append(base)
-    say(f"  {label}: {100 * base.scores.accuracy:.1f} % on valid, {base.why}")
-    return base
+    return assess(run, label, ("train",), dataset=job.dataset, threads=job.threads)
 
 
 def compress_stage(job: Job, base: Candidate) -> None:
-    """Try every pruned share, then int8 on all that was kept, each behind the gate."""
+    """Try pruned shares from large to small until one is not kept, then int8 on all that was."""
     shares = sorted(job.recipe.compress.prune_keep, reverse=True)
     for index, keep in enumerate(shares):
-        seconds = job.budget.until_reserve(PROOF) / (len(shares) - index)
+        seconds = job.budget.before() / (len(shares) - index)
         pruned = prune_one(job, base, keep, seconds)
-        if pruned is None or not pruned.kept:
+        if pruned is not None and not pruned.kept:
             break
     if job.recipe.compress.quantize == "none":
         return
@@ -180,7 +208,7 @@ def attempt(
         if run.facts.get("status") == "interrupted":
             raise KeyboardInterrupt
         child = assess(run, name, steps, dataset=job.dataset, threads=job.threads, parent=parent)
-    except (ExportError, CompressError) as error:
+    except (ExportError, CompressError, DivergedError) as error:
         job.failed.append(failed_row(name, steps, parent, error))
         say(f"  {name}: {error.message}")
         return None
@@ -188,15 +216,3 @@ def attempt(
     job.candidates.append(child)
     say(f"  {name}: {'kept' if child.kept else 'not kept'}, {child.why}")
     return child
-
-
-def failed_row(
-    name: str, steps: tuple[str, ...], parent: Candidate, error: TrimtabError
-) -> dict[str, Any]:
-    """Return the table row of an edit that could not be made or proven."""
-    return {
-        "name": name, "steps": list(steps), "accuracy": None, "f1": None, "p50_ms": None,
-        "p95_ms": None, "p99_ms": None, "size_bytes": None, "params": None, "macs": None,
-        "kept": False, "why": error.message, "chosen": False, "trained": True,
-        "parent": parent.name, "threads": None, "speedup": None, "flip_fraction": None,
-    }  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.errors import BusyError, MachineError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+LOCK = "run.lock"
 
 
 @contextmanager
@@ -103,8 +104,8 @@ def locked(folder: Path) -> Iterator[None]:
 
     The kernel releases the lock with the process, so no stale lock can stay behind.
     """
-    with explained(folder / "run.lock"):
-        file = open(folder / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    with explained(folder / LOCK):
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,24 +8,27 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from trimtab.errors import RecipeError
 from trimtab.registry import did_you_mean
 
 VERSION = 1
 MAX_BYTES = 1_000_000
+MOST = 2**31 - 1
+LONGEST = 60  # characters of a faulty value that a message repeats
 Auto = Literal["auto"]
 
 
 def not_bool(value: Any) -> Any:
     """Refuse YAML's `yes`, `no`, `on`, `off` where a number or a word is wanted."""
     if isinstance(value, bool):
-        raise ValueError("got a yes/no value; write a number, or put a word in quotes")
+        raise PydanticCustomError("yes_no", "a number or a word in quotes, not a yes/no value")
     return value
 
 
-Number = Annotated[float, BeforeValidator(not_bool)]
-Count = Annotated[int, BeforeValidator(not_bool)]
+Number = Annotated[float, BeforeValidator(not_bool), Field(allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(not_bool), Field(le=MOST)]
 
 
 class Section(BaseModel):
@@ -37,7 +40,7 @@ class Section(BaseModel):
 class DataSection(Section):
     """How pictures are read, split and augmented."""
 
-    image_size: Auto | Count = Field(
+    image_size: Auto | Annotated[Count, Field(ge=4, le=1024)] = Field(
         "auto", description="side of the square network input in pixels, 4 to 1024; auto: the "
         "median short side of the pictures, at most 128")  # fmt: skip
     channels: Auto | Literal[1, 3] = Field(
@@ -57,7 +60,7 @@ class DataSection(Section):
         "(0.125 is 4 pixels of 32: He et al. 2015, section 4.2)")  # fmt: skip
     flip: Auto | bool = Field(
         "auto", description="random horizontal flip; auto: only where a trial shows that mirrored "
-        "pictures are still recognised and accuracy does not fall")  # fmt: skip
+        "pictures are recognised as well")  # fmt: skip
 
 
 class ModelSection(Section):
@@ -76,15 +79,17 @@ class TrainSection(Section):
     """How the weights are found."""
 
     epochs: Count = Field(60, ge=1, description="passes over the train split at the most")
-    batch_size: Auto | Count = Field(
+    batch_size: Auto | Annotated[Count, Field(ge=2)] = Field(
         "auto",
         description="samples per step; auto: 32 to 256, so that an epoch has 40 steps or more",
     )
     optimizer: str = Field("adamw", description="adamw, sgd, or package.module:function")
-    learning_rate: Auto | Number = Field(
+    learning_rate: Auto | Annotated[Number, Field(gt=0)] = Field(
         "auto", description="peak learning rate; auto: 3e-3 for adamw, 0.1 for sgd"
     )
-    momentum: Number = Field(0.9, ge=0, lt=1, description="momentum of sgd (Nesterov)")
+    momentum: Number = Field(
+        0.9, ge=0, lt=1, description="momentum of sgd (Nesterov), beta1 of adamw"
+    )
     schedule: str = Field(
         "one_cycle", description="one_cycle, constant, or package.module:function"
     )
@@ -101,7 +106,7 @@ class RegularizeSection(Section):
     """What keeps the network from learning the train split by heart."""
 
     weight_decay: Number = Field(
-        0.05, ge=0, description="decoupled weight decay, not on norms and biases"
+        0.05, ge=0, description="weight decay, not on norms and biases; decoupled in adamw"
     )
     label_smoothing: Number = Field(
         0.1, ge=0, lt=1, description="share of the label spread over all classes (Szegedy 2016)"
@@ -111,7 +116,7 @@ class RegularizeSection(Section):
 class CompressSection(Section):
     """Which edits are tried, and what they may cost."""
 
-    prune_keep: tuple[Number, ...] = Field(
+    prune_keep: tuple[Annotated[Number, Field(gt=0, le=1)], ...] = Field(
         (0.7, 0.5), description="shares of channels kept, one pruned candidate each; () for none"
     )
     importance: str = Field("magnitude", description="magnitude, or package.module:function")
@@ -126,8 +131,8 @@ class CompressSection(Section):
         512, ge=1, description="train samples that set the activation ranges"
     )
     allowed_drop: Number = Field(
-        0.01, ge=0, le=1, description="accuracy an edit may cost on valid before it is not kept"
-    )
+        0.01, ge=0, le=1, description="accuracy an edit may cost on valid before it is not kept; "
+        "more where its parent has more to spare above the target")  # fmt: skip
 
 
 class ExportSection(Section):
@@ -251,19 +256,15 @@ def validate(values: Any, where: str) -> Recipe:
         raise RecipeError(f"{where}: a recipe is sections of fields, got {type(values).__name__}",
                           "start with 'train:' and indent fields below it")  # fmt: skip
     try:
-        recipe = Recipe.model_validate(values)
+        return Recipe.model_validate(values)
     except ValidationError as error:
         raise explain(error, where) from error
-    size = recipe.data.image_size
-    if size != "auto" and not 4 <= size <= 1024:
-        raise RecipeError(f"{where}: data.image_size must be 4 to 1024, got {size}",
-                          "or leave it at auto")  # fmt: skip
-    return recipe
 
 
 def explain(error: ValidationError, where: str) -> RecipeError:
     """Say the first fault of a recipe in the user's words."""
-    fault = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    fault = faults[0]
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path[:2])
     if fault["type"] == "extra_forbidden":
@@ -272,7 +273,15 @@ def explain(error: ValidationError, where: str) -> RecipeError:
     hint = "a section holds fields, one per line"
     if len(path) > 1:
         hint = f"{key}: {fields_of(path[0])[path[1]].description}"
-    return RecipeError(f"{where}: {key}: {fault['msg']}, got {fault['input']!r}", hint)
+    same = [each for each in faults if each["loc"][:2] == fault["loc"][:2]]
+    wanted = " or ".join(each["msg"].removeprefix("Input should be ") for each in same)
+    return RecipeError(f"{where}: {key}: wanted {wanted}, got {shortened(fault['input'])}", hint)
+
+
+def shortened(value: Any) -> str:
+    """Return a value as it stands in the recipe, cut to one line of a terminal."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def fields_of(section: str) -> dict[str, Any]:

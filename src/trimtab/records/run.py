@@ -6,8 +6,11 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -17,7 +20,9 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.machine.processor import core_count, processor_name
 from trimtab.records.files import (
+    LOCK,
     append_jsonl,
+    explained,
     make_folder,
     read_json,
     read_jsonl,
@@ -25,9 +30,10 @@ from trimtab.records.files import (
     write_text,
 )
 from trimtab.records.finding import Finding
-from trimtab.records.recipe import Recipe, parse_yaml, validate
+from trimtab.records.recipe import Recipe, read_recipe
 from trimtab.records.schema import Schema
 
+LARGEST_SEED = 2**63 - 1
 PACKAGES = ("trimtab", "torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime",
             "torch-pruning", "scikit-learn")  # fmt: skip
 
@@ -46,13 +52,12 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """Every choice this run was made with."""
-        return validate(parse_yaml((self.path / "recipe.yaml").read_text("utf-8"), "recipe.yaml"),
-                        str(self.path / "recipe.yaml"))  # fmt: skip
+        return read_recipe(self.path / "recipe.yaml")
 
     @property
     def data(self) -> dict[str, Any]:
         """`data.json`: fingerprint, source, schema, counts, split ids, quarantined samples."""
-        return dict(read_json(self.path / "data.json"))
+        return dict(read_part(self.path / "data.json", dict))
 
     @property
     def schema(self) -> Schema:
@@ -63,12 +68,12 @@ class Run:
     def edits(self) -> list[dict[str, Any]]:
         """The edits made to the network since it was built, in order."""
         path = self.path / "edits.json"
-        return list(read_json(path)) if path.exists() else []
+        return list(read_part(path, list)) if path.exists() else []
 
     @property
     def facts(self) -> dict[str, Any]:
         """`run.json`: kind, seed, parent (relative), steps, status."""
-        return dict(read_json(self.path / "run.json"))
+        return dict(read_part(self.path / "run.json", dict))
 
     @property
     def parent(self) -> Run | None:
@@ -121,6 +126,19 @@ class Run:
         return render(read_json(path))
 
 
+def read_part(path: Path, kind: type) -> Any:
+    """Return what a JSON file of a run holds; raises UsageError where that is no whole `kind`."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read: {reason}", "make the run again") from error
+    if not isinstance(found, kind):
+        raise UsageError(f"{path} holds a {type(found).__name__}, wanted a {kind.__name__}",
+                         "make the run again")  # fmt: skip
+    return found
+
+
 def open_run(path: str | Path | Run) -> Run:
     """Open an existing run folder; raises UsageError where there is none."""
     if isinstance(path, Run):
@@ -141,17 +159,54 @@ def start_run(
     `out` is the folder itself; None makes `runs/<date>-<label>-<hex>`.
     """
     path = Path(out) if out is not None else Path("runs") / new_name(label)
-    if (path / "run.json").exists():
-        raise UsageError(f"{path} already holds a run", "choose another folder with --out")
+    require_seed(seed)
+    require_own_folder(path)
+    require_no_run(path)
     run = Run(make_folder(path))
-    write_text(path / "recipe.yaml", recipe.to_yaml())
-    write_json(path / "environment.json", environment(seed))
-    if edits:
-        write_json(path / "edits.json", edits)
     facts = {"version": 1, "kind": kind, "label": label, "seed": seed,
              "parent": relative(parent.path, path) if parent else None}  # fmt: skip
-    write_json(path / "run.json", facts)
+    with whole_or_gone(path):
+        write_text(path / "recipe.yaml", recipe.to_yaml())
+        write_json(path / "environment.json", environment(seed))
+        if edits:
+            write_json(path / "edits.json", edits)
+        write_json(path / "run.json", facts)
     return run
+
+
+def require_seed(seed: int) -> None:
+    """Raise UsageError for a seed that torch cannot take."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"the seed is {seed}, wanted 0 to {LARGEST_SEED}", "0 is as good as any")
+
+
+def require_own_folder(path: Path) -> None:
+    """Raise UsageError where a run would land among files that are not its own."""
+    with explained(path):
+        others = path.is_dir() and any(inner.name != LOCK for inner in path.iterdir())
+    if others and not (path / "run.json").exists():
+        raise UsageError(f"{path} holds other files, wanted a new or empty folder",
+                         "choose another folder with --out")  # fmt: skip
+
+
+def require_no_run(path: Path) -> None:
+    """Raise UsageError where a run would be overwritten."""
+    if (path / "run.json").exists():
+        raise UsageError(f"{path} already holds a run", "choose another folder with --out")
+
+
+@contextmanager
+def whole_or_gone(path: Path) -> Iterator[None]:
+    """Remove the run folder `path` where an error ends the block before any run in it is whole.
+
+    All of `path` goes: call it only where the run found nothing but a lock.
+    """
+    try:
+        yield
+    except Exception:
+        if not any("status" in Run(file.parent).facts for file in path.rglob("run.json")):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def update_facts(run: Run, **facts: Any) -> None:
@@ -197,5 +252,11 @@ def environment(seed: int) -> dict[str, Any]:
 
 
 def hide_home(argument: str) -> str:
-    """Return an absolute path as its last part, so that nothing of this machine is written down."""
+    """Return an absolute path as its last part, so that nothing of this machine is written down.
+
+    Also where it follows an option's name: `--out=/home/me/runs/x` becomes `--out=x`.
+    """
+    option, equals, value = argument.partition("=")
+    if equals and option.startswith("-") and os.path.isabs(value):
+        return f"{option}={Path(value).name}"
     return Path(argument).name if os.path.isabs(argument) else argument

@@ -37,7 +37,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 def interval(accuracy: dict[str, Any] | None) -> str:
     """Return `97.4 % (95.6-98.5) valid`."""
     if accuracy is None:
-        return "not trained"
+        return "not measured"
     low, high = 100 * accuracy["low"], 100 * accuracy["high"]
     return f"{100 * accuracy['value']:.1f} % ({low:.1f}-{high:.1f}) {accuracy['split']}"
 

@@ -108,9 +108,9 @@ def parse_clause(part: str) -> Clause:
     metric = metric.lower()
     if metric not in METRICS:
         raise TargetError(f"unknown metric '{metric}' in '{part}'", did_you_mean(metric, METRICS))
-    check_direction(metric, op, part)
     wanted = read_number(number, part) * unit_factor(METRICS[metric], unit, part)
     check_range(metric, wanted, part)
+    check_direction(metric, op, part)
     return Clause(metric, op, wanted, part.replace(" ", ""))
 
 
@@ -150,7 +150,7 @@ def check_range(metric: str, wanted: float, part: str) -> None:
     """Refuse a fraction above 1: 92 may mean 92 % or a slip."""
     if METRICS[metric] == "fraction" and wanted > 1:
         raise TargetError(
-            f"'{part}' asks for a {metric} of {wanted:g}; it is a fraction in [0, 1]",
+            f"'{part}' asks for {metric} {wanted:g}, wanted a fraction in [0, 1]",
             f"write {metric}>=0.92 or {metric}>=92%",
         )
 

@@ -11,7 +11,7 @@ from trimtab.data.dataset import open_dataset
 from trimtab.models.build import Network, adopt_module, build, macs_and_params, save_weights
 from trimtab.records.files import locked, write_json
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import Run, start_run, update_facts
+from trimtab.records.run import Run, start_run, update_facts, whole_or_gone
 from trimtab.train.loop import evaluate
 from trimtab.train.run import as_recipe
 
@@ -31,7 +31,7 @@ def adopt(
     body = model.body if isinstance(model, Network) else model
     recipe = recipe.override(model__name=adopt_module(body))
     run = start_run(out, kind="adopt", label=type(body).__name__, recipe=recipe, seed=seed)
-    with locked(run.path):
+    with locked(run.path), whole_or_gone(run.path):
         write_json(run.path / "data.json", dataset.describe(run.path))
         network = build(dataset.schema, recipe, body)
         if isinstance(model, Network):

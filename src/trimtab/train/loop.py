@@ -59,7 +59,7 @@ class Clock:
         """Fraction done in [0, 1]."""
         by_time = 0.0
         if self.budget_seconds is not None:
-            by_time = self.seconds / (FINAL_EVALUATION_SHARE * self.budget_seconds)
+            by_time = self.seconds / max(1e-9, FINAL_EVALUATION_SHARE * self.budget_seconds)
         return min(1.0, max(self.step / self.total_steps, by_time))
 
 

@@ -14,7 +14,7 @@ from trimtab.machine.device import device_name, seed_everything
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
 from trimtab.records.files import locked, write_json, write_text
 from trimtab.records.recipe import Recipe, read_recipe
-from trimtab.records.run import Run, start_run, update_facts
+from trimtab.records.run import Run, start_run, update_facts, whole_or_gone
 from trimtab.records.schema import Schema
 from trimtab.records.target import parse_duration
 from trimtab.train.flip import settle_flip
@@ -40,7 +40,7 @@ def train(
     dataset = open_dataset(data, recipe, seed=seed)
     recipe = with_model(recipe, dataset.schema, model)
     run = start_run(out, kind="train", label=recipe.model.name, recipe=recipe, seed=seed)
-    with locked(run.path):
+    with locked(run.path), whole_or_gone(run.path):
         train_into(run, dataset, recipe, model=model, budget_seconds=seconds, seed=seed)
     if run.facts["status"] == "interrupted":
         raise Interrupted(f"stopped by Ctrl-C; the best weights so far are in {run.path}",

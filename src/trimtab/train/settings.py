@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trimtab.data.dataset import Dataset
-from trimtab.errors import DataError, UsageError
+from trimtab.errors import DataError
 from trimtab.machine.device import best_device
 from trimtab.machine.probe import Autocast, autocast_for, probe_precision
 from trimtab.records.recipe import Recipe
@@ -82,9 +82,6 @@ def resolve_batch_size(recipe: Recipe, samples: int) -> int:
         size = SMALLEST_BATCH
         while size < LARGEST_BATCH and samples // (2 * size) >= MIN_STEPS_PER_EPOCH:
             size *= 2
-    if size < 2:
-        raise UsageError(f"train.batch_size must be 2 or more, got {size}",
-                         "batch norm needs two samples")  # fmt: skip
     if samples < 2:
         raise DataError(f"the train split holds {samples} sample(s)", "add training data")
     return min(size, samples)
