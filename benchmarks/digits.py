@@ -86,13 +86,13 @@ def main() -> None:
         rows = [from_clone(work)]
         rows += [fit(data, work / f"fit-{seed}", seed) for seed in range(options.seeds)]
         agree = predicts_alone(work / "fit-0", data, work)
-        write(
-            "digits",
-            rows,
-            notes=f'`trimtab fit digits --target "{TARGET}" --budget {BUDGET}`; the '
-            f"accuracy is of the test split, 269 scans. In an environment of {', '.join(ARTIFACT_NEEDS)} "
-            f"alone the artifact of seed 0 gives the same label for {agree} pictures.",
+        needs = ", ".join(ARTIFACT_NEEDS)
+        notes = (
+            f'`trimtab fit digits --target "{TARGET}" --budget {BUDGET}`; the accuracy is of the '
+            f"test split, 269 scans. In an environment of {needs} alone the artifact of seed 0 "
+            f"gives the same label for {agree} pictures."
         )
+        write("digits", rows, notes=notes)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -17,7 +17,7 @@ from trimtab.export.bundle import Artifact, export
 from trimtab.export.verify import verify
 from trimtab.measure import latency
 from trimtab.records.files import sha256_file
-from trimtab.records.run import Run
+from trimtab.records.run import Run, update_facts
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,9 @@ def test_the_ledger_gets_every_number(own_run: Run, tiny_dataset: Dataset) -> No
     before = len(own_run.ledger)
     verify(Artifact(own_run.path / "artifact"), data=tiny_dataset)
     rows = {row["what"]: row for row in own_run.ledger[before:]}
-    assert {"parity", "latency"} <= set(rows)
+    assert set(rows) == {"parity", "latency", "artifact_accuracy", "artifact_size"}
     assert rows["latency"]["unit"] == "ms"
+    assert rows["artifact_size"]["value"] == (own_run.path / "artifact/model.onnx").stat().st_size
 
 
 def test_an_int8_artifact_is_compared_with_its_float_parent(
@@ -66,6 +67,23 @@ def test_an_int8_artifact_is_compared_with_its_float_parent(
     assert against["size_ratio"] > 1.5
     assert against["n"] == len(tiny_dataset.splits["valid"])
     assert run.measured("speedup_over_parent") is not None
+    flips = run.measured("flips_against_parent")
+    assert flips is not None
+    assert flips["value"] == against["flip_fraction"]
+
+
+def test_the_run_of_a_fit_is_compared_with_the_parent_of_what_it_chose(
+    own_run: Run, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    candidate = quantize(own_run, data=tiny_dataset, out=tmp_path / "fit" / "candidates" / "int8")
+    export(candidate, data=tiny_dataset)
+    fitted = Run(tmp_path / "fit")
+    for path in candidate.path.iterdir():
+        copy = shutil.copytree if path.is_dir() else shutil.copy2
+        copy(path, fitted.path / path.name)
+    update_facts(fitted, parent=None, chosen="candidates/int8")
+    against: dict[str, Any] = verify(fitted, data=tiny_dataset)["against_parent"]
+    assert against["parent"] == own_run.name
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "predict.py"])

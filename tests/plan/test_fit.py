@@ -207,7 +207,7 @@ def test_folder_with_other_files_is_refused_and_left_as_it_is(
 def test_unknown_part_is_refused_before_anything_is_made(
     digits_folder: Path, tmp_path: Path, key: str
 ) -> None:
-    with pytest.raises(UsageError, match="unknown .* 'nosuch'"):
+    with pytest.raises(UsageError, match="'nosuch'"):
         tt.fit(digits_folder, TARGET, recipe=tt.Recipe().override(**{key: "nosuch"}),
                out=tmp_path / "r")  # fmt: skip
     assert not (tmp_path / "r").exists()

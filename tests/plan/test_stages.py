@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +107,23 @@ def test_heat_that_cannot_be_exported_gives_way_to_the_next(
     winner = stages.heat_stage(job, job.screened)
     assert stages.train_stage(job, job.screened, winner).name == "middle"
     assert [r["name"] for r in job.failed] == ["heat-large", "large-failed"]
+
+
+def test_interrupt_at_the_end_waits_until_everything_is_written(
+    job: FakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    def conclude(job: Job) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.append(job)
+
+    monkeypatch.setattr(finish, "conclude", conclude)
+    finish.finish(job)
+    assert ended == [job]
+    assert job.interrupted
+    with pytest.raises(KeyboardInterrupt):
+        finish.finish(job)  # it was stopped before: this is the second time
 
 
 def test_a_stopped_fit_without_any_heat_ships_nothing(job: FakeJob) -> None:

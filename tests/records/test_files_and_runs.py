@@ -120,11 +120,11 @@ def test_failed_run_vanishes_unless_a_run_in_it_is_whole(
     tmp_path: Path, done: bool, stays: bool
 ) -> None:
     outer = start_run(tmp_path / "r", kind="fit", label="x", recipe=Recipe(), seed=0)
+    inner = start_run(outer.path / "candidates" / "a", kind="train", label="a",
+                      recipe=Recipe(), seed=0)  # fmt: skip
+    if done:
+        update_facts(inner, status="finished")
     with pytest.raises(MachineError), whole_or_gone(outer.path):
-        inner = start_run(outer.path / "candidates" / "a", kind="train", label="a",
-                          recipe=Recipe(), seed=0)  # fmt: skip
-        if done:
-            update_facts(inner, status="finished")
         raise MachineError("the disk is full")
     assert outer.path.exists() is stays
 
@@ -152,9 +152,12 @@ def test_opening_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_environment_holds_no_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "trimtab"), "fit", str(tmp_path / "photos")])
+    argv = [str(tmp_path / "trimtab"), "fit", str(tmp_path / "photos"), f"--out={tmp_path / 'r'}"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--target", "accuracy>=0.9"])
     run = start_run(tmp_path / "r", kind="fit", label="x", recipe=Recipe(), seed=0)
     assert str(tmp_path) not in (run.path / "environment.json").read_text("utf-8")
+    command = ["trimtab", "fit", "photos", "--out=r", "--target", "accuracy>=0.9"]
+    assert read_json(run.path / "environment.json")["command"] == command
 
 
 def test_names_of_runs_made_in_the_same_second_differ() -> None:

@@ -25,7 +25,8 @@ from trimtab.train.settings import resolve_batch_size
 
 def test_trained_run_holds_what_it_measured(tiny_run: Any, tiny_dataset: Any) -> None:
     accuracy = tiny_run.measured("accuracy")
-    assert accuracy["value"] > 0.5 > accuracy["low"] - 0.5
+    assert accuracy["value"] > 0.5
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
     assert accuracy["n"] == len(tiny_dataset.splits["valid"])
     assert tiny_run.facts["status"] == "finished"
     epochs = [row for row in tiny_run.metrics if "epoch" in row]
@@ -163,6 +164,17 @@ def test_mirrored_digits_are_not_taken_for_digits(
     trial = run.measured("flip_trial")
     assert trial is not None
     assert trial["used"] is False
+    assert run.recipe.data.flip is False
+
+
+def test_a_trial_that_learnt_nothing_does_not_switch_mirroring_on(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(data__flip="auto", train__epochs=1, train__learning_rate=1e-12)
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    trial = run.measured("flip_trial")
+    assert trial is not None
+    assert trial["plain"] < 0.3
     assert run.recipe.data.flip is False
 
 

@@ -129,7 +129,7 @@ def prove(run: Run, dataset: Dataset, path: Path) -> Parity:
         raise ExportError(
             f"the int8 file changes {100 * found.flip_fraction:.1f} % of {found.n} decisions, "
             f"at most {100 * limits.max_flip_fraction:g} % wanted",
-            "try --ranges minmax, or more --set compress.calibration_samples",
+            "quantize again with --ranges minmax, or train with more compress.calibration_samples",
         )
     return found
 

@@ -16,6 +16,7 @@ from trimtab.data.dataset import Split
 from trimtab.errors import ExportError
 from trimtab.export.bundle import Artifact, seal, staged
 from trimtab.export.onnx import open_onnx
+from trimtab.machine.interrupt import stop_on_interrupt
 from trimtab.machine.progress import say
 from trimtab.measure.quality import Scores, logits_of, score
 from trimtab.plan.candidates import Candidate, assess, failed_row
@@ -31,6 +32,16 @@ MODEL_FILES = ("data.json", "findings.json", "edits.json", "weights.safetensors"
 
 
 def finish(job: Job) -> None:
+    """Conclude; a Ctrl-C that comes only now waits for the end, a second one leaves at once."""
+    if job.interrupted:
+        conclude(job)
+        return
+    with stop_on_interrupt() as stop:
+        conclude(job)
+    job.interrupted = stop.requested
+
+
+def conclude(job: Job) -> None:
     """Choose on valid, judge on test, ship the artifact and write table, verdict and report."""
     found = None if job.candidates else rescue(job)
     if found is not None:
