@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -173,3 +174,39 @@ def test_the_bench_script_prints_quantiles(artifact: Artifact) -> None:
     found = json.loads(done.stdout)
     assert 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
     assert found["model_sha256"] == artifact.card["files"]["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"classes": ["a"]},
+        {"input": 3},
+        {"input": {"channels": 3, "height": 99_999, "width": 99_999}},
+        {"input": {"channels": 2, "height": 8, "width": 8}},
+        {"threads": -5},
+        {"threads": 10**6},
+    ],
+)
+def test_a_card_that_does_not_fit_its_model_is_refused_before_any_picture(
+    own_artifact: Artifact, scans: list[str], facts: dict[str, Any]
+) -> None:
+    change_card(own_artifact, **facts)
+    with pytest.raises(UnsafeError):
+        predict(own_artifact, scans[0])
+
+
+def test_a_model_file_of_garbage_is_refused_even_with_a_matching_card(
+    own_artifact: Artifact, scans: list[str]
+) -> None:
+    own_artifact.model.write_bytes(b"garbage")
+    digest = hashlib.sha256(b"garbage").hexdigest()
+    change_card(own_artifact, files={**own_artifact.card["files"], "model.onnx": digest})
+    with pytest.raises(UnsafeError):
+        predict(own_artifact, scans[0])
+
+
+def test_a_pipe_is_no_picture_and_does_not_hang(artifact: Artifact, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    rows = predict(artifact, tmp_path / "x.jpg", "/dev/zero", tmp_path / "none.png")
+    assert [row["error"] for row in rows[:2]] == ["is no regular file"] * 2
+    assert "No such file" in rows[2]["error"]

@@ -108,6 +108,15 @@ def test_gate_keeps_only_what_pays(
     assert child.run.rows[0][:2] == ("gate", kept)  # type: ignore[attr-defined]
 
 
+def test_smaller_file_that_is_slower_does_not_pay_where_only_speed_is_wanted() -> None:
+    parent = made("base", 0.95, 100_000, 5)
+    child = made("child", 0.95, 25_000, 5, parent, (0.8, 0.7, 0.9))
+    gate(child, parse_target("p95<=10ms"), Recipe())
+    assert not child.kept
+    gate(child, parse_target("p95<=10ms, size<=1MB"), Recipe())
+    assert child.kept
+
+
 def test_accuracy_left_above_the_target_may_be_spent() -> None:
     parent = made("base", 0.95, 100_000, 5)
     child = made("child", 0.92, 25_000, 5, parent, (2.0, 1.9, 2.1))

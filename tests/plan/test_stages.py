@@ -81,7 +81,7 @@ def test_training_that_diverges_gives_way_to_the_best_heat(job: FakeJob) -> None
     winner = stages.heat_stage(job, job.screened)
     assert winner is not None
     job.diverging = ("large",)
-    base = stages.train_stage(job, job.screened, winner)
+    base = stages.train_stage(job, "small", winner)
     assert base.run.name == "heat-large"
     assert job.candidates == [base]
     assert job.threads == 2
@@ -91,7 +91,7 @@ def test_training_that_diverges_gives_way_to_the_best_heat(job: FakeJob) -> None
 def test_training_that_diverges_without_a_heat_is_an_error(job: FakeJob) -> None:
     job.diverging = ("small",)
     with pytest.raises(DivergedError):
-        stages.train_stage(job, job.screened[:1], None)
+        stages.train_stage(job, "small", None)
 
 
 def test_heat_that_cannot_be_exported_gives_way_to_the_next(
@@ -105,7 +105,7 @@ def test_heat_that_cannot_be_exported_gives_way_to_the_next(
     monkeypatch.setattr(stages, "assess", stubborn)
     monkeypatch.setattr(finish, "assess", stubborn)
     winner = stages.heat_stage(job, job.screened)
-    assert stages.train_stage(job, job.screened, winner).name == "middle"
+    assert stages.train_stage(job, "small", winner).name == "middle"
     assert [r["name"] for r in job.failed] == ["heat-large", "large-failed"]
 
 
@@ -139,6 +139,13 @@ def test_edit_whose_fine_tuning_diverges_is_a_row_that_says_why(job: FakeJob) ->
     assert stages.attempt(job, "large-keep50", base, ("train", "prune 50 %"), diverges) is None
     assert job.failed[0]["parent"] == "large"
     assert job.failed[0]["kept"] is False
+
+
+def test_edit_for_which_no_time_is_left_is_not_tried_and_says_so(job: FakeJob) -> None:
+    base = made(FakeRun("large"), "large", ("train",))
+    job.budget = Budget(0.0)
+    assert stages.attempt(job, "large-int8", base, ("train", "int8"), lambda: base.run) is None
+    assert "budget" in job.failed[0]["why"]
 
 
 def test_only_own_networks_are_screened_at_another_width(job: FakeJob) -> None:

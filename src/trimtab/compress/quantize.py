@@ -17,8 +17,8 @@ from trimtab.export.onnx import export_graph, open_onnx, slim
 from trimtab.machine.processor import processor_flags
 from trimtab.measure.quality import logits_of, score
 from trimtab.models.build import load
-from trimtab.records.files import locked, write_bytes, write_json
-from trimtab.records.run import Run, open_run, start_run, update_facts
+from trimtab.records.files import explained, locked, write_bytes, write_json
+from trimtab.records.run import Run, open_run, start_run, update_facts, whole_or_gone
 from trimtab.registry import did_you_mean, lookup
 
 GRAPH = "model.int8.onnx"
@@ -50,7 +50,7 @@ def quantize(
         out, kind="quantize", label=f"{parent.facts['label']}-{scheme}", recipe=parent.recipe,
         seed=parent.facts["seed"], parent=parent, edits=[*parent.edits, edit],
     )  # fmt: skip
-    with locked(child.path):
+    with locked(child.path), whole_or_gone(child.path), explained(child.path):
         write_json(child.path / "data.json", dataset.describe(child.path))
         shutil.copy2(parent.weights, child.weights)
         write_bytes(child.path / GRAPH, content)

@@ -10,7 +10,7 @@ from typing import Any
 from trimtab.data.dataset import Dataset, open_dataset
 from trimtab.data.entries import count_of, shown
 from trimtab.records.finding import Finding
-from trimtab.records.recipe import Recipe
+from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.schema import Schema
 
 SHOWN_CLASSES = 30
@@ -58,12 +58,12 @@ class DataReport:
         return "\n".join(lines)
 
 
-def check(source: Any, recipe: Recipe | None = None, *, seed: int = 0) -> DataReport:
+def check(source: Any, recipe: Recipe | str | Path | None = None, *, seed: int = 0) -> DataReport:
     """Look at data without training: counts, sizes, unreadable files, duplicates, lost classes.
 
     `source` is what `train` takes. Raises DataError for data that cannot be trained on.
     """
-    return report_on(open_dataset(source, recipe or Recipe(), seed=seed))
+    return report_on(open_dataset(source, as_recipe(recipe), seed=seed))
 
 
 def report_on(dataset: Dataset) -> DataReport:

@@ -36,6 +36,7 @@ from trimtab.records.run import Run, open_run
 from trimtab.registry import did_you_mean
 
 MODEL, CARD = "model.onnx", "card.json"
+INT8_FACTS = ("ranges", "calibration_samples", "calibration_split", "reduce_range")
 SCRIPTS = {"predict.py": predictor, "bench.py": bench, "decode.py": decode}
 
 
@@ -103,9 +104,14 @@ def staged(final: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def quantize_edit(run: Run) -> dict[str, Any] | None:
+    """Return the edit that made the run's int8 graph, or None for a float run."""
+    return next((edit for edit in run.edits if edit["kind"] == "quantize"), None)
+
+
 def quantized_graph(run: Run) -> Path | None:
     """Return the run's int8 graph, or None for a float run."""
-    edit = next((edit for edit in run.edits if edit["kind"] == "quantize"), None)
+    edit = quantize_edit(run)
     return run.path / Path(edit["graph"]).name if edit else None
 
 
@@ -147,7 +153,7 @@ def fill(run: Run, folder: Path, found: Parity, threads: int, dataset: Dataset) 
     for name, module in SCRIPTS.items():
         write_bytes(folder / name, Path(str(module.__file__)).read_bytes())
     write_text(folder / "README.md", README)
-    quantized = quantized_graph(run) is not None
+    edit = quantize_edit(run)
     write_json(
         folder / CARD,
         {
@@ -157,7 +163,8 @@ def fill(run: Run, folder: Path, found: Parity, threads: int, dataset: Dataset) 
             "classes": list(schema.classes),
             "input": {"name": "image", "type": "uint8", "layout": "NHWC", **shape},
             "output": {"name": "logits", "shape": ["N", len(schema.classes)]},
-            "precision": "int8" if quantized else "fp32",
+            "precision": "int8" if edit else "fp32",
+            "int8": {key: edit[key] for key in INT8_FACTS} if edit else None,
             "size_bytes": file_bytes(folder / MODEL),
             "params": params,
             "macs": macs,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import stat
 import sys
 import unicodedata
 from pathlib import Path
@@ -24,6 +26,8 @@ else:
     from decode import DecodeError, decode  # type: ignore[import-not-found, no-redef]
 
 BAD_PICTURE, UNSAFE = 5, 10
+SHAPE = ("channels", "height", "width")
+LARGEST_SIDE, MOST_THREADS, LARGEST_FILE = 4096, 1024, 256_000_000
 ELSEWHERE = b"location"  # the key under which an ONNX file names weights that lie outside it
 REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0x200E, 0x200F}
 
@@ -39,12 +43,16 @@ class Predictor:
         folder = Path(folder)
         try:
             self.card: dict[str, Any] = json.loads((folder / "card.json").read_text("utf-8"))
-            self.classes: list[str] = self.card["classes"]
-            self.input: dict[str, int] = self.card["input"]
+            self.classes = [str(name) for name in self.card["classes"]]
+            self.channels, *self.size = (int(self.card["input"][key]) for key in SHAPE)
             threads, digest = int(self.card["threads"]), self.card["files"]["model.onnx"]
             content = (folder / "model.onnx").read_bytes()
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UnsafeArtifactError(f"{folder} is no whole artifact: {error!r}") from error
+        if not (all(0 < side <= LARGEST_SIDE for side in self.size) and self.channels in (1, 3)):
+            raise UnsafeArtifactError(f"{folder / 'card.json'} names no picture size")
+        if not 0 < threads <= MOST_THREADS:
+            raise UnsafeArtifactError(f"{folder / 'card.json'} asks for {threads} threads")
         if hashlib.sha256(content).hexdigest() != digest:
             raise UnsafeArtifactError(f"{folder / 'model.onnx'} is not the file its card describes")
         if ELSEWHERE in content:
@@ -53,14 +61,19 @@ class Predictor:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(content, options, folder)
+        if self.session.get_outputs()[0].shape[-1] != len(self.classes):
+            raise UnsafeArtifactError(f"{folder / 'card.json'} names other classes than the model")
 
     def pixels(self, path: str | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Read one picture as the network sees it: uint8 (H, W, C). Raises DecodeError, OSError."""
-        size = (self.input["height"], self.input["width"])
-        return decode(Path(path).read_bytes(), self.input["channels"], size)
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise DecodeError("is no regular file")
+        if found.st_size > LARGEST_FILE:
+            raise DecodeError(f"is larger than {LARGEST_FILE:,} bytes")
+        height, width = self.size
+        return decode(Path(path).read_bytes(), self.channels, (height, width))
 
     def probabilities(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return class probabilities (N, K) of uint8 pixels (N, H, W, C)."""
@@ -81,6 +94,15 @@ class Predictor:
         share = self.probabilities(pixels[None])[0]
         best = int(share.argmax())
         return {"path": path, "label": self.classes[best], "probability": float(share[best])}
+
+
+def open_session(content: bytes, options: Any, folder: Path) -> Any:
+    """Open a model file; raises UnsafeArtifactError for what onnxruntime cannot read."""
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common base class for what it raises
+        name = folder / "model.onnx"
+        raise UnsafeArtifactError(f"{name} is no model that onnxruntime can run") from error
 
 
 def plain(text: str) -> str:

@@ -10,6 +10,7 @@ from trimtab.data.dataset import Dataset
 from trimtab.errors import TrimtabError
 from trimtab.export.bundle import Artifact, export
 from trimtab.export.onnx import open_onnx
+from trimtab.export.parity import parity
 from trimtab.measure.latency import Latency, Ratio, compare_latency, measure_latency
 from trimtab.measure.quality import Call, Scores, logits_of, score
 from trimtab.measure.stats import paired_difference
@@ -90,8 +91,7 @@ def assess(
     if parent is not None:
         parent_call = open_onnx(parent.artifact.model, threads=threads)
         speedup = compare_latency(caller(parent_call, dataset), once, seconds=COMPARE_SECONDS)
-        decided = scores.logits.argmax(axis=1) != parent.scores.logits.argmax(axis=1)
-        flips = float(decided.mean())
+        flips = parity(parent.scores.logits, scores.logits).flip_fraction
     made = Candidate(name, steps, run, artifact, scores, latency, parent, speedup, flips)
     write_down(made)
     return made
@@ -118,25 +118,34 @@ def write_down(made: Candidate) -> None:
 
 
 def gate(child: Candidate, target: Target, recipe: Recipe) -> None:
-    """Keep an edit only where it pays: smaller or faster, within the accuracy it may cost."""
+    """Keep an edit only where it pays: smaller or faster, within the accuracy it may cost.
+
+    Where the target names a latency and no size, a smaller file that is surely slower pays nothing.
+    """
     parent, ratio = child.parent, child.speedup
     assert parent is not None
     assert ratio is not None
     smaller = child.artifact.size_bytes < SMALLER * parent.artifact.size_bytes
-    faster = ratio.low > 1
+    pays = ratio.low > 1 or (smaller and not (wants_speed_only(target) and ratio.high < 1))
     change, low, high = paired_difference(parent.scores.correct, child.scores.correct)
     allowed = allowance(parent, target, recipe)
     size = parent.artifact.size_bytes / child.artifact.size_bytes
     facts = (f"{size:.1f}x smaller, {ratio.value:.2f}x as fast ({ratio.low:.2f}-{ratio.high:.2f}), "
              f"accuracy {100 * change:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")  # fmt: skip
-    child.kept = (smaller or faster) and -change <= allowed
-    if not (smaller or faster):
+    child.kept = pays and -change <= allowed
+    if not pays:
         child.why = f"does not pay: {facts}"
     elif not child.kept:
         child.why = f"costs too much, {100 * allowed:.1f} points allowed: {facts}"
     else:
         child.why = facts
     child.run.record("gate", child.kept, why=child.why, parent=parent.name)
+
+
+def wants_speed_only(target: Target) -> bool:
+    """Return whether a target names a latency and no size."""
+    named = {clause.metric for clause in target.clauses}
+    return bool(named & {"p50", "p95", "p99"}) and not named & {"size", "params"}
 
 
 def allowance(parent: Candidate, target: Target, recipe: Recipe) -> float:

@@ -23,11 +23,12 @@ from trimtab.plan.stages import (
     compress_stage,
     flip_stage,
     heat_stage,
+    pick_heats,
     screen_stage,
     train_stage,
 )
-from trimtab.records.files import explained, locked, make_folder, write_json
-from trimtab.records.recipe import Recipe
+from trimtab.records.files import locked, make_folder, write_json
+from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     Run,
     new_name,
@@ -40,7 +41,7 @@ from trimtab.records.target import parse_duration, parse_target
 from trimtab.registry import lookup
 from trimtab.train.losses import LOSSES
 from trimtab.train.optimizers import OPTIMIZERS
-from trimtab.train.run import as_recipe, with_model
+from trimtab.train.run import with_model
 from trimtab.train.schedules import SCHEDULES
 
 
@@ -77,6 +78,10 @@ def fit(
         except KeyboardInterrupt:
             job.interrupted = True
             say("stopping: saving what was reached (Ctrl-C again leaves at once)")
+        except Exception:
+            if job.candidates or job.heats:
+                finish(job)  # what was reached is kept, then the error is told
+            raise
         finish(job)
     if job.interrupted:
         raise Interrupted(f"stopped by Ctrl-C; what was reached is in {path}",
@@ -100,9 +105,10 @@ def work(job: Job) -> None:
     say("screen: untrained candidates on this machine (p95, file, parameters)")
     fitting = screen_stage(job)
     flip_stage(job, fitting)
-    heat = heat_stage(job, fitting)
+    entrants = pick_heats(job, fitting)
+    heat = heat_stage(job, entrants)
     say(f"train: {clock(job.budget.before(COMPRESS))} at the most")
-    base = train_stage(job, fitting, heat)
+    base = train_stage(job, entrants[0].name, heat)
     say("compress: each edit is kept only where it pays")
     compress_stage(job, base)
 
@@ -115,7 +121,7 @@ def reserved(out: str | Path | None, label: str) -> Iterator[Path]:
     make_folder(path)
     with locked(path):
         require_no_run(path)
-        with whole_or_gone(path), explained(path):
+        with whole_or_gone(path):
             yield path
 
 

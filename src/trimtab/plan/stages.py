@@ -73,13 +73,12 @@ def pick_heats(job: Job, fitting: list[Screened]) -> list[Screened]:
     return [able[0], able[len(able) // 2], able[-1]]
 
 
-def heat_stage(job: Job, fitting: list[Screened]) -> Heat | None:
+def heat_stage(job: Job, entrants: list[Screened]) -> Heat | None:
     """Train a few candidates shortly and return the best one; None where there is one only.
 
     Each for about as many epochs as the others, so that a large network is not judged by fewer.
     From small to large, until one is sure to meet the wanted accuracy. One that diverges is out.
     """
-    entrants = pick_heats(job, fitting)
     job.threads = entrants[0].threads
     if len(entrants) == 1:
         return None
@@ -126,13 +125,13 @@ def pick_winner(job: Job) -> Heat:
     return winner
 
 
-def train_stage(job: Job, fitting: list[Screened], heat: Heat | None) -> Candidate:
-    """Train the winner for what time is left, and measure it as the base of all edits.
+def train_stage(job: Job, first: str, heat: Heat | None) -> Candidate:
+    """Train the winner, or `first`, for what time is left: the base of all edits.
 
     Where the training diverges, or its file does not agree with it, the best heat stands in; the
     error is raised where there is none.
     """
-    label = heat.screened.name if heat else pick_heats(job, fitting)[0].name
+    label = heat.screened.name if heat else first
     try:
         base = train_winner(job, label, heat)
     except (DivergedError, ExportError) as error:
@@ -203,6 +202,10 @@ def attempt(
     job: Job, name: str, parent: Candidate, steps: tuple[str, ...], make: Callable[[], Run]
 ) -> Candidate | None:
     """Make a child of `parent` and judge it by the gate; a failure becomes a row that says why."""
+    if job.budget.left <= 0:
+        late = CompressError("not tried: the budget was used up", "give more --budget")
+        job.failed.append(failed_row(name, steps, parent, late))
+        return None
     try:
         run = make()
         if run.facts.get("status") == "interrupted":

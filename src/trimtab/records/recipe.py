@@ -138,7 +138,6 @@ class CompressSection(Section):
 class ExportSection(Section):
     """What the artifact must prove."""
 
-    format: Literal["onnx"] = Field("onnx", description="file format of the artifact")
     max_logit_difference: Number = Field(
         1e-3, gt=0, description="largest difference of logits between the run and its fp32 file, "
         "relative to the largest logit")  # fmt: skip
@@ -225,6 +224,13 @@ def read_recipe(path: str | Path) -> Recipe:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text", "is it a recipe?") from error
     return validate(parse_yaml(text, str(path)) or {}, str(path))
+
+
+def as_recipe(recipe: Recipe | str | Path | None) -> Recipe:
+    """Return a recipe given as one, as a file, or not at all."""
+    if recipe is None:
+        return Recipe()
+    return recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
 
 
 def apply_settings(recipe: Recipe, settings: list[str]) -> Recipe:

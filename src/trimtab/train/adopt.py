@@ -10,10 +10,9 @@ from torch import nn
 from trimtab.data.dataset import open_dataset
 from trimtab.models.build import Network, adopt_module, build, macs_and_params, save_weights
 from trimtab.records.files import locked, write_json
-from trimtab.records.recipe import Recipe
+from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import Run, start_run, update_facts, whole_or_gone
 from trimtab.train.loop import evaluate
-from trimtab.train.run import as_recipe
 
 
 def adopt(

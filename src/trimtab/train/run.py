@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from trimtab.data.dataset import Dataset, open_dataset
-from trimtab.errors import Interrupted
+from trimtab.errors import Interrupted, UsageError
 from trimtab.machine.device import device_name, seed_everything
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
 from trimtab.records.files import locked, write_json, write_text
-from trimtab.records.recipe import Recipe, read_recipe
+from trimtab.records.recipe import ModelSection, Recipe, as_recipe
 from trimtab.records.run import Run, start_run, update_facts, whole_or_gone
 from trimtab.records.schema import Schema
 from trimtab.records.target import parse_duration
@@ -48,16 +48,12 @@ def train(
     return run
 
 
-def as_recipe(recipe: Recipe | str | Path | None) -> Recipe:
-    """Return a recipe given as one, as a file, or not at all."""
-    if recipe is None:
-        return Recipe()
-    return recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-
-
 def with_model(recipe: Recipe, schema: Schema, model: nn.Module | None) -> Recipe:
     """Return the recipe with a network's name: the user's own, the named one, or the usual one."""
     if model is not None:
+        if recipe.model != ModelSection():
+            raise UsageError("the recipe describes a model, and model= gives another",
+                             "leave out the recipe's model section, or model=")  # fmt: skip
         return recipe.override(model__name=adopt_module(model))
     if recipe.model.name != "auto":
         return recipe
