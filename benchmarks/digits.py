@@ -76,8 +76,10 @@ def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="folder to keep; default: a temporary one")
     options = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="trimtab-digits-"))
+    work = options.work or Path(tempfile.mkdtemp(prefix="trimtab-digits-"))
+    work.mkdir(parents=True, exist_ok=True)
     try:
         data = work / "digits"
         subprocess.run(
@@ -94,7 +96,8 @@ def main() -> None:
         )
         write("digits", rows, notes=notes)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if options.work is None:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":
