@@ -91,9 +91,9 @@ def test_edit_that_was_not_kept_never_ships() -> None:
     ("accuracy", "size", "speed", "kept", "says"),
     [
         (0.95, 25_000, (2.0, 1.9, 2.1), True, "4.0x smaller"),
-        (0.95, 25_000, (0.8, 0.7, 0.9), True, "0.80x as fast"),
+        (0.95, 25_000, (0.8, 0.7, 0.9), True, "0.80x speed"),
         (0.95, 99_500, (1.0, 0.9, 1.1), False, "does not pay"),
-        (0.95, 120_000, (1.5, 1.4, 1.6), True, "1.50x as fast"),
+        (0.95, 120_000, (1.5, 1.4, 1.6), True, "1.50x speed"),
         (0.80, 25_000, (2.0, 1.9, 2.1), False, "costs too much"),
     ],
 )

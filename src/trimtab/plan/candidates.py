@@ -130,8 +130,8 @@ def gate(child: Candidate, target: Target, recipe: Recipe) -> None:
     change, low, high = paired_difference(parent.scores.correct, child.scores.correct)
     allowed = allowance(parent, target, recipe)
     size = parent.artifact.size_bytes / child.artifact.size_bytes
-    facts = (f"{size:.1f}x smaller, {ratio.value:.2f}x as fast ({ratio.low:.2f}-{ratio.high:.2f}), "
-             f"accuracy {100 * change:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")  # fmt: skip
+    facts = (f"{size:.1f}x smaller, {ratio.value:.2f}x speed ({ratio.low:.2f}-{ratio.high:.2f}), "
+             f"{100 * change:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})")  # fmt: skip
     child.kept = pays and -change <= allowed
     if not pays:
         child.why = f"does not pay: {facts}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from rich.console import Console
@@ -10,15 +11,22 @@ from rich.table import Table
 
 from trimtab.records.target import show
 
-COLUMNS = ("", "model", "steps", "accuracy (95 %)", "p50", "p95", "size", "params", "why")
+COLUMNS = ("", "model", "applied", "accuracy (95 %)", "p50 / p95 ms", "size", "params", "why")
+NARROWEST, WIDEST = 100, 160
 
 
-def render(rows: list[dict[str, Any]], width: int = 120) -> str:
-    """Return `rows` of table.json as a text table; `*` marks the model that ships."""
-    table = Table(*COLUMNS, box=None, pad_edge=False)
+def render(rows: list[dict[str, Any]], width: int | None = None) -> str:
+    """Return `rows` of table.json as a text table; `*` marks the model that ships.
+
+    `width` None takes the terminal's, 100 to 160 characters.
+    """
+    table = Table(box=None, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=column not in ("applied", "why"))
     for row in rows:
         table.add_row(*cells(row))
-    console = Console(width=width, color_system=None, no_color=True)
+    wide = shutil.get_terminal_size((WIDEST, 1)).columns
+    console = Console(width=width or min(max(wide, NARROWEST), WIDEST), color_system=None)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
@@ -27,11 +35,20 @@ def render(rows: list[dict[str, Any]], width: int = 120) -> str:
 def cells(row: dict[str, Any]) -> list[str]:
     """Return one row as the cells of COLUMNS."""
     mark = "*" if row.get("chosen") else ("" if row["kept"] else "-")
-    steps = " + ".join(row["steps"])
-    sizes = [show("p50", row["p50_ms"]), show("p95", row["p95_ms"]),
-             show("size", row["size_bytes"]), show("params", row["params"])]  # fmt: skip
-    return [mark, escape(row["name"]), escape(steps), interval(row["accuracy"]), *sizes,
-            escape(row["why"])]  # fmt: skip
+    steps = ", ".join(row["steps"])
+    latency = " / ".join(
+        "?" if ms is None else f"{ms:.3g}" for ms in (row["p50_ms"], row["p95_ms"])
+    )
+    return [
+        mark,
+        escape(row["name"]),
+        escape(steps),
+        interval(row["accuracy"]),
+        latency,
+        show("size", row["size_bytes"]),
+        show("params", row["params"]),
+        escape(row["why"]),
+    ]
 
 
 def interval(accuracy: dict[str, Any] | None) -> str:
