@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trimtab.data.dataset import Split
+from trimtab.machine.probe import Autocast
 from trimtab.measure.metrics import METRICS, confusion
 from trimtab.measure.stats import wilson
 
@@ -65,14 +67,17 @@ def logits_of(call: Call, split: Split, batch_size: int = BATCH) -> Array:
     return np.concatenate(parts).astype(np.float32)
 
 
-def network_call(network: nn.Module) -> Call:
-    """Return `network` as a function of uint8 pixels (N, H, W, C) to logits (N, K)."""
+def network_call(network: nn.Module, autocast: Autocast = nullcontext) -> Call:
+    """Return `network` as a function of uint8 pixels (N, H, W, C) to logits (N, K).
+
+    `autocast` may lower the precision, for looks on the way.
+    """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
 
     def call(pixels: Array) -> Array:
         inputs = torch.tensor(pixels, device=device)
         network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast():
             outputs = network(inputs.permute(0, 3, 1, 2).float())
         return outputs.float().cpu().numpy()  # type: ignore[no-any-return]
 

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 
 SCREEN = 0.10
-FLIP = 0.05
-HEATS = 0.15
-COMPRESS = 0.22
+FLIP = 0.04
+HEATS = 0.12
+COMPRESS = 0.16
 PROOF = 0.14
 PROOF_SECONDS = 75.0
 
@@ -17,7 +17,7 @@ PROOF_SECONDS = 75.0
 class Budget:
     """A budget in seconds that counts from its creation.
 
-    Shares (of the whole, at the most): screen 10 %, flip trial 5 %, heats 15 %, compression 22 %,
+    Shares (of the whole, at the most): screen 10 %, flip trial 4 %, heats 12 %, compression 16 %,
     export and verification 14 % or 75 s; the main training gets the rest and whatever the others
     leave.
     """

@@ -81,7 +81,7 @@ class TrainSection(Section):
     epochs: Count = Field(60, ge=1, description="passes over the train split at the most")
     batch_size: Auto | Annotated[Count, Field(ge=2)] = Field(
         "auto",
-        description="samples per step; auto: 32 to 256, so that an epoch has 40 steps or more",
+        description="samples per step; auto: 32 to 128, so that an epoch has 40 steps or more",
     )
     optimizer: str = Field("adamw", description="adamw, sgd, or package.module:function")
     learning_rate: Auto | Annotated[Number, Field(gt=0)] = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from trimtab.data.dataset import Batch, Dataset
 from trimtab.errors import DivergedError
 from trimtab.machine.device import seed_everything
 from trimtab.machine.interrupt import stop_on_interrupt
+from trimtab.machine.probe import Autocast
 from trimtab.machine.progress import progress
 from trimtab.measure.quality import Scores, logits_of, network_call, score
 from trimtab.records.recipe import Recipe
@@ -114,15 +116,15 @@ def train_network(
                 if clock.progress >= 1 or stop.requested:
                     break
             log.require_finite(clock, value.item())
-            scores = evaluate(network, dataset)
+            scores = evaluate(network, dataset, settings.autocast)
             best.offer(scores, network, clock.step / steps)
             log.epoch(clock, clock.step / steps, scores)
             stalled = clock.step / steps - best.epoch >= recipe.train.patience
             if clock.progress >= 1 or stop.requested or stalled:
                 break
     network.load_state_dict(best.weights)
-    assert best.scores is not None
-    return TrainResult(best.scores, clock.step / steps, clock.seconds, log.speed(clock),
+    scores = evaluate(network, dataset)
+    return TrainResult(scores, clock.step / steps, clock.seconds, log.speed(clock),
                        stop.requested, stalled, settings)  # fmt: skip
 
 
@@ -146,10 +148,10 @@ def train_step(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
     return value.detach()
 
 
-def evaluate(network: nn.Module, dataset: Dataset, split: str = "valid") -> Scores:
-    """Score `network` on a split, in fp32."""
-    samples = dataset.splits[split]
-    return score(logits_of(network_call(network), samples), samples.targets, split=split)
+def evaluate(network: nn.Module, dataset: Dataset, autocast: Autocast = nullcontext) -> Scores:
+    """Score `network` on valid, in fp32 unless `autocast` says otherwise."""
+    valid = dataset.splits["valid"]
+    return score(logits_of(network_call(network, autocast), valid), valid.targets, split="valid")
 
 
 @dataclass

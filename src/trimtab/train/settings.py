@@ -22,7 +22,7 @@ from trimtab.train.optimizers import OPTIMIZERS, PEAK_LEARNING_RATE, parameter_g
 from trimtab.train.schedules import SCHEDULES, Schedule
 
 MIN_STEPS_PER_EPOCH = 40
-SMALLEST_BATCH, LARGEST_BATCH = 32, 256
+SMALLEST_BATCH, LARGEST_BATCH = 32, 128
 PROBE_BATCH = 64
 UNKNOWN_OPTIMIZER_RATE = 1e-3
 
@@ -75,7 +75,7 @@ def resolve_precision(
 
 
 def resolve_batch_size(recipe: Recipe, samples: int) -> int:
-    """Return samples per step: 32 to 256, so that an epoch has 40 steps where that is possible."""
+    """Return samples per step: 32 to 128, so that an epoch has 40 steps where that is possible."""
     if recipe.train.batch_size != "auto":
         size = recipe.train.batch_size
     else:
