@@ -102,7 +102,12 @@ def test_users_own_module_trains_and_is_left_as_it_was(
         nn.Flatten(), nn.Linear(channels * height * width, 32), nn.ReLU(), nn.Linear(32, 10)
     )
     before = module[1].weight.detach().clone()
-    run = train(tiny_dataset, recipe=tiny_recipe, model=module, out=tmp_path / "r")
+    run = train(
+        tiny_dataset,
+        recipe=tiny_recipe.override(model__name="auto"),
+        model=module,
+        out=tmp_path / "r",
+    )
     assert (run.measured("accuracy") or {})["value"] > 0.4
     assert torch.equal(module[1].weight, before)
 
@@ -190,3 +195,10 @@ def test_pictures_whose_mirror_image_is_of_their_class_are_mirrored(
         (pixels, targets), recipe=tiny_recipe.override(data__flip="auto"), out=tmp_path / "r"
     )
     assert run.recipe.data.flip is True
+
+
+def test_own_module_beside_a_recipe_that_names_another_is_refused(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="model= gives another"):
+        train(tiny_dataset, recipe=tiny_recipe, model=nn.Linear(1, 1), out=tmp_path / "r")

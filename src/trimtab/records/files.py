@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import BusyError, MachineError, UsageError
+from trimtab.errors import BusyError, MachineError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LOCK = "run.lock"
@@ -89,11 +89,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    try:
-        return [json.loads(line) for line in lines[:-1] if line.strip()]
-    except ValueError as error:
-        raise UsageError(f"{path} holds a line that is no JSON: {error}",
-                         "it was changed by hand; make the run again") from error  # fmt: skip
+    return [json.loads(line) for line in lines[:-1] if line.strip()]
 
 
 def sha256_file(path: Path) -> str:

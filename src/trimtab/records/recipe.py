@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
 
 from trimtab.errors import RecipeError
 from trimtab.registry import did_you_mean
@@ -23,7 +22,7 @@ Auto = Literal["auto"]
 def not_bool(value: Any) -> Any:
     """Refuse YAML's `yes`, `no`, `on`, `off` where a number or a word is wanted."""
     if isinstance(value, bool):
-        raise PydanticCustomError("yes_no", "a number or a word in quotes, not a yes/no value")
+        raise ValueError("a number or a word in quotes, not a yes/no value")
     return value
 
 
@@ -280,8 +279,13 @@ def explain(error: ValidationError, where: str) -> RecipeError:
     if len(path) > 1:
         hint = f"{key}: {fields_of(path[0])[path[1]].description}"
     same = [each for each in faults if each["loc"][:2] == fault["loc"][:2]]
-    wanted = " or ".join(each["msg"].removeprefix("Input should be ") for each in same)
+    wanted = " or ".join(plain_message(each["msg"]) for each in same)
     return RecipeError(f"{where}: {key}: wanted {wanted}, got {shortened(fault['input'])}", hint)
+
+
+def plain_message(text: str) -> str:
+    """Return a message of pydantic without its opening words."""
+    return text.removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def shortened(value: Any) -> str:

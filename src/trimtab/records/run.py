@@ -91,7 +91,11 @@ class Run:
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """Every measurement, in the order it was made."""
-        return read_jsonl(self.path / "ledger.jsonl")
+        path = self.path / "ledger.jsonl"
+        try:
+            return read_jsonl(path)
+        except ValueError as error:
+            raise UsageError(f"{path} cannot be read: {error}", "make the run again") from error
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
