@@ -170,6 +170,7 @@ def test_doctor_and_version(run_cli: Any) -> None:
     assert json.loads(run_cli("doctor", "--json")[1])
 
 
+@pytest.mark.timeout(600)
 def test_ctrl_c_saves_reports_and_exits_130(digits_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [
@@ -202,7 +203,7 @@ def test_ctrl_c_saves_reports_and_exits_130(digits_folder: Path, tmp_path: Path)
     assert second.returncode == 9
     assert f"pid {process.pid}" in second.stderr
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert (out / "report.html").is_file()
@@ -210,7 +211,7 @@ def test_ctrl_c_saves_reports_and_exits_130(digits_folder: Path, tmp_path: Path)
     assert json.loads((out / "verdict.json").read_text("utf-8"))["interrupted"]
 
 
-def wait_for(ready: Any, seconds: float = 90) -> None:
+def wait_for(ready: Any, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, "it took too long"

@@ -246,6 +246,7 @@ def trimtab_of(words: list[str]) -> subprocess.CompletedProcess[str]:
 QUICK = [page for page in GUIDES if not LONG.search(page.read_text("utf-8"))]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", QUICK, ids=name)
 def test_a_short_page_runs_as_written(page: Path, desk: Path) -> None:
     run_page(page)

@@ -40,7 +40,7 @@ def script(artifact: Artifact, *arguments: str, name: str = "predict.py", **more
     code = WITHOUT_TORCH.format(script=str(artifact.path / name), folder=str(artifact.path),
                                 arguments=list(arguments))  # fmt: skip
     return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True,
-                          encoding="utf-8", timeout=60, check=False, **more)  # fmt: skip
+                          encoding="utf-8", timeout=100, check=False, **more)  # fmt: skip
 
 
 def change_card(artifact: Artifact, **facts: Any) -> None:
