@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trimtab.records.files import write_json, write_text
+from trimtab.records.files import make_folder, write_json, write_text
 from trimtab.records.run import environment
 
 RESULTS = Path(__file__).parent / "results"
