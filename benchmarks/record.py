@@ -31,6 +31,7 @@ def write(name: str, rows: list[dict[str, Any]], *, notes: str = "", seed: int =
     """Write `rows` to results/<name>.json, print them, and draw results/README.md anew."""
     env = environment(seed)
     machine = {key: env[key] for key in ("processor", "cores", "python", "versions", "date")}
+    make_folder(RESULTS)
     write_json(
         RESULTS / f"{name}.json",
         {"benchmark": f"benchmarks/{name}.py", "machine": machine, "notes": notes, "rows": rows},
