@@ -116,8 +116,8 @@ def main() -> None:
         rows,
         notes=f"Photos at {SIDE} px, batch 1, {core_count()} threads, timed in turns; "
         "the ratio is a geometric mean with its 95 % interval. Trained "
-        f"{options.budget} from scratch on 1,200 photos, so the accuracies say only that int8 "
-        "follows fp32.",
+        f"{options.budget} from scratch on 1,200 photos: the accuracies say what int8 costs, "
+        "not what these networks can reach.",
     )
 
 
