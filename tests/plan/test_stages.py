@@ -119,6 +119,7 @@ def test_interrupt_at_the_end_waits_until_everything_is_written(
         ended.append(job)
 
     monkeypatch.setattr(finish, "conclude", conclude)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     finish.finish(job)
     assert ended == [job]
     assert job.interrupted
