@@ -18,6 +18,7 @@ from trimtab.errors import DivergedError, Interrupted, UsageError
 from trimtab.machine.probe import probe_precision
 from trimtab.models.build import build, load
 from trimtab.records.run import open_run
+from trimtab.train.flip import are_recognised
 from trimtab.train.loop import evaluate, train_network
 from trimtab.train.run import train
 from trimtab.train.settings import resolve_batch_size
@@ -195,6 +196,15 @@ def test_pictures_whose_mirror_image_is_of_their_class_are_mirrored(
         (pixels, targets), recipe=tiny_recipe.override(data__flip="auto"), out=tmp_path / "r"
     )
     assert run.recipe.data.flip is True
+
+
+def test_mirroring_needs_more_than_a_small_trial() -> None:
+    plain, mirrored = np.zeros(400, bool), np.zeros(400, bool)
+    plain[:40], mirrored[2:42] = True, True
+    assert are_recognised(plain, mirrored)
+    mirrored[:] = False
+    mirrored[40:80] = True  # as many, but none of the same: nothing is known
+    assert not are_recognised(plain, mirrored)
 
 
 def test_own_module_beside_a_recipe_that_names_another_is_refused(

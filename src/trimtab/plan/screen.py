@@ -22,6 +22,7 @@ from trimtab.measure.latency import Latency, measure_latency
 from trimtab.measure.size import file_bytes
 from trimtab.models.build import build, macs_and_params
 from trimtab.models.image import OWN_NAMES
+from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.records.schema import Schema
 from trimtab.records.target import Target, show
@@ -195,5 +196,6 @@ def training_speed(network: nn.Module, schema: Schema) -> float:
     network.train()
     channels_last = inputs.contiguous(memory_format=torch.channels_last)
     network.to(memory_format=torch.channels_last)
-    _, seconds = probe_precision(network, channels_last)
+    with sound_strides(network):
+        _, seconds = probe_precision(network, channels_last)
     return batch / min(seconds.values())

@@ -19,6 +19,7 @@ from trimtab.machine.interrupt import stop_on_interrupt
 from trimtab.machine.probe import Autocast
 from trimtab.machine.progress import progress
 from trimtab.measure.quality import Scores, logits_of, network_call, score
+from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
 from trimtab.train.losses import Loss
@@ -100,7 +101,7 @@ def train_network(
     steps = len(bounds(len(train), settings.batch_size))
     clock.total_steps = steps * recipe.train.epochs
     log, flip = Log(run, observe), recipe.data.flip is True
-    with progress(1.0, "train") as bar, stop_on_interrupt() as stop:
+    with sound_strides(network), progress(1.0, "train") as bar, stop_on_interrupt() as stop:
         for epoch in range(recipe.train.epochs):
             network.train()
             order = augmented_batches(train, settings.batch_size, seed=seed, epoch=epoch,

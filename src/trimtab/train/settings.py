@@ -15,6 +15,7 @@ from trimtab.data.dataset import Dataset
 from trimtab.errors import DataError
 from trimtab.machine.device import best_device
 from trimtab.machine.probe import Autocast, autocast_for, probe_precision
+from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.registry import lookup
 from trimtab.train.losses import LOSSES, Loss
@@ -71,7 +72,8 @@ def resolve_precision(
     rows = max(2, min(PROBE_BATCH, len(dataset.splits["train"])))
     inputs = torch.rand(rows, *dataset.schema.input_shape, device=device).mul_(255)
     network.train()
-    return probe_precision(network, inputs.contiguous(memory_format=torch.channels_last))
+    with sound_strides(network):
+        return probe_precision(network, inputs.contiguous(memory_format=torch.channels_last))
 
 
 def resolve_batch_size(recipe: Recipe, samples: int) -> int:
