@@ -50,7 +50,7 @@ def pair(
     name: str, data: Path, budget: str, work: Path, seed: int
 ) -> tuple[Candidate, Candidate, Dataset]:
     """Train, quantize and assess one model; a file that export would refuse is measured too."""
-    recipe = Recipe().override(model__name=name, data__image_size=SIDE, data__flip=True,
+    recipe = Recipe().override(model__name=name, data__image_size=SIDE, augment__flip=True,
                                train__epochs=30, train__batch_size=32,
                                export__max_flip_fraction=1.0)  # fmt: skip
     folder = work / f"{name}-{seed}"

@@ -46,7 +46,7 @@ def tiny_recipe() -> Any:
     """A recipe that trains in about a second."""
     from trimtab.records.recipe import Recipe
 
-    return Recipe().override(model__name="cnn_small", train__epochs=8, data__flip=False,
+    return Recipe().override(model__name="cnn_small", train__epochs=8, augment__flip=False,
                              train__precision="fp32")  # fmt: skip
 
 

@@ -22,7 +22,7 @@ HEAVY = {
 }  # fmt: skip
 VERBS = {
     "adopt", "check", "doctor", "export", "fit", "list_runs", "load", "open_run", "plan",
-    "predict", "prune", "quantize", "report", "train", "verify",
+    "predict", "prune", "quantize", "report", "resume", "train", "verify",
 }  # fmt: skip
 NOUNS = {"Artifact", "Recipe", "Run", "TrimtabError"}
 STANDALONE = {"numpy", "PIL", "onnxruntime", "decode"}  # what an artifact's own files may need

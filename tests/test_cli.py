@@ -84,7 +84,7 @@ def test_data_that_cannot_be_used_is_exit_5_and_leaves_no_folder(
 @pytest.mark.parametrize(
     ("setting", "says"),
     [("train.epoch=3", "did you mean 'epochs'"), ("train.epochs=many", "train.epochs"),
-     ("model.name=resnet19", "resnet18"), ("data.flip=maybe", "data.flip")],
+     ("model.name=resnet19", "resnet18"), ("augment.flip=maybe", "augment.flip")],
 )  # fmt: skip
 def test_faulty_setting_is_exit_2_with_a_hint(
     run_cli: Any, digits_folder: Path, tmp_path: Path, setting: str, says: str
@@ -138,7 +138,7 @@ def test_verbs_one_by_one_from_pictures_to_labels(
         "--set",
         "model.name=cnn_small",
         "--set",
-        "data.flip=false",
+        "augment.flip=false",
     ]
     assert run_cli("train", str(digits_folder), *quick, "--out", base)[0] == 0
     assert run_cli("prune", base, "--keep", "0.5", "--out", slim)[0] == 0
@@ -190,7 +190,7 @@ def test_ctrl_c_saves_reports_and_exits_130(digits_folder: Path, tmp_path: Path)
         "--set",
         "model.name=cnn_small",
         "--set",
-        "data.flip=false",
+        "augment.flip=false",
         "--out",
         str(out),
     ]

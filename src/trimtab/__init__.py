@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from trimtab.records.run import Run, list_runs, open_run
     from trimtab.report.page import report
     from trimtab.train.adopt import adopt
-    from trimtab.train.run import train
+    from trimtab.train.run import resume, train
 
 __version__ = "0.1.0"
 
 PUBLIC = {
     "fit": "plan.fit", "plan": "plan.fit", "check": "data.check", "train": "train.run",
-    "adopt": "train.adopt", "prune": "compress.prune", "quantize": "compress.quantize",
+    "resume": "train.run", "adopt": "train.adopt", "prune": "compress.prune",
+    "quantize": "compress.quantize",
     "export": "export.bundle", "verify": "export.verify", "predict": "export.predict",
     "report": "report.page", "doctor": "machine.doctor", "load": "models.build",
     "open_run": "records.run", "list_runs": "records.run", "Run": "records.run",
@@ -39,8 +40,8 @@ PUBLIC = {
 
 __all__ = [
     "Artifact", "Recipe", "Run", "TrimtabError", "adopt", "check", "doctor", "export", "fit",
-    "list_runs", "load", "open_run", "plan", "predict", "prune", "quantize", "report", "train",
-    "verify",
+    "list_runs", "load", "open_run", "plan", "predict", "prune", "quantize", "report", "resume",
+    "train", "verify",
 ]  # fmt: skip
 
 

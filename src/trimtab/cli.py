@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from trimtab.errors import Interrupted, TrimtabError
+from trimtab.errors import TrimtabError
+from trimtab.machine.interrupt import stopped
 from trimtab.machine.progress import OUTPUT, harmless, say
 
 if TYPE_CHECKING:
@@ -115,21 +116,15 @@ def show_plan(planned: dict[str, Any]) -> None:
     print(f"target: {planned['target']}\nsplits: {planned['splits']}\ninput:  {planned['input']}")
     for row in planned["screen"]:
         print("  " + harmless(screen_line(row)))
-    print(
-        "seconds at the most: "
-        + ", ".join(f"{k} {v}" for k, v in planned["at_most_seconds"].items())
-    )
+    shares = ", ".join(f"{k} {v}" for k, v in planned["at_most_seconds"].items())
+    print(f"seconds at the most: {shares}")
     return None
 
 
 @app.command()
 def check(
-    data: Data,
-    recipe: RecipeFile = None,
-    set_: Settings = None,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
+    data: Data, recipe: RecipeFile = None, set_: Settings = None, seed: Seed = 0,
+    as_json: Json = False) -> None:  # fmt: skip
     """Look at the data: counts, sizes, unreadable files, duplicates, missing classes."""
     from trimtab.data.check import check as look
 
@@ -146,6 +141,21 @@ def train(
 
     run = run_train(data, recipe=read_choices(recipe, set_), budget=budget, out=out, seed=seed)
     show_run(run)
+
+
+@app.command()
+def resume(
+    run: RunFolder,
+    epochs: Annotated[
+        int | None, typer.Option(help="passes in all, to go on with a finished one")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="the data, where they have moved")] = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a training that was stopped, from its newest checkpoint."""
+    from trimtab.train.run import resume as run_resume
+
+    show_run(run_resume(run, epochs=epochs, data=data))
 
 
 @app.command()
@@ -212,10 +222,8 @@ def verify(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="run folders")],
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
+    runs: Annotated[list[Path], typer.Argument(help="run folders")], out: Out = None,
+    as_json: Json = False) -> None:  # fmt: skip
     """Draw one offline HTML page of runs."""
     from trimtab.report.page import report as draw
 
@@ -236,11 +244,7 @@ def predict(
     if OUTPUT.json:
         emit({"predictions": rows})
     for row in [] if OUTPUT.json else rows:
-        text = (
-            row["error"]
-            if row.get("error")
-            else f"{row['label']}  {100 * row['probability']:.1f} %"
-        )
+        text = row.get("error") or f"{row['label']}  {100 * row['probability']:.1f} %"
         print(f"{harmless(str(row['path']))}: {harmless(str(text))}")
     if any(row.get("error") for row in rows):
         raise typer.Exit(5)
@@ -294,9 +298,9 @@ def read_choices(recipe: Path | None, settings: list[str] | None) -> Recipe:
 
 
 def show_run(run: Any) -> None:
-    """Print a run's path and its accuracy; raise Interrupted where Ctrl-C ended it."""
+    """Print a run's path and its accuracy; raise Interrupted where a signal ended it."""
     if run.facts.get("status") == "interrupted":
-        raise Interrupted(f"stopped by Ctrl-C; what was reached is in {run.path}")
+        raise stopped(f"what was reached is in {run.path}")
     accuracy = run.measured("accuracy") or {}
     if OUTPUT.json:
         return emit({"run": str(run.path), "accuracy": accuracy.get("value"), "facts": run.facts})

@@ -87,3 +87,9 @@ class Interrupted(TrimtabError):
     """Ctrl-C; what was reached is saved."""
 
     exit_code = 130
+
+
+class Preempted(Interrupted):
+    """SIGTERM; what was reached is saved, run it again."""
+
+    exit_code = 75

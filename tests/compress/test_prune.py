@@ -340,7 +340,7 @@ def test_users_own_module_goes_through(tiny_dataset: Any, tmp_path: Path) -> Non
 
     body = nn.Sequential(unit(1, 24), unit(24, 24), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(24, 10))  # fmt: skip
-    recipe = Recipe().override(train__epochs=1, data__flip=False, train__precision="fp32")
+    recipe = Recipe().override(train__epochs=1, augment__flip=False, train__precision="fp32")
     run = train(tiny_dataset, recipe=recipe, model=body, out=tmp_path / "own")
     assert run.recipe.model.name == adopt_module(body)
     small = prune(run, keep=0.5, data=tiny_dataset, out=tmp_path / "small")

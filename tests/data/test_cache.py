@@ -74,7 +74,7 @@ def test_other_choices_are_decoded_again_and_later_ones_are_not(
     folder: Path, passes: list[int]
 ) -> None:
     open_dataset(folder, RECIPE)
-    open_dataset(folder, RECIPE.override(data__shift=0.4))
+    open_dataset(folder, RECIPE.override(augment__shift=0.4))
     assert len(passes) == 1
     open_dataset(folder, RECIPE.override(data__image_size=4))
     open_dataset(folder, RECIPE, seed=5)

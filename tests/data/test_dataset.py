@@ -310,7 +310,7 @@ def test_fingerprint_is_that_of_the_content_not_of_the_place(photos: Any, tmp_pa
 
 def test_choices_that_act_later_do_not_change_the_fingerprint(photos: Any) -> None:
     root = photos({"a": 5, "b": 5})
-    flipped = open_dataset(root, RECIPE.override(data__flip=True, data__shift=0.3))
+    flipped = open_dataset(root, RECIPE.override(augment__flip=True, augment__shift=0.3))
     assert flipped.fingerprint == open_dataset(root, RECIPE).fingerprint
 
 

@@ -7,17 +7,8 @@ import torch
 from torch import nn
 
 from trimtab.errors import UsageError
-from trimtab.models.image import (
-    MODELS,
-    OWN_NAMES,
-    Residual,
-    find_model,
-    halvings,
-    scaled,
-    stem,
-    strides,
-    timm_model,
-)
+from trimtab.models.blocks import Residual, halvings, scaled, stem, strides
+from trimtab.models.image import MODELS, OWN_NAMES, find_model, timm_model
 from trimtab.records.schema import Schema
 
 
@@ -61,10 +52,11 @@ def test_own_nets_share_no_activation_and_change_nothing_in_place(
     colour: Schema, name: str
 ) -> None:
     body = MODELS[name](colour)
-    paths = [p for p, m in body.named_modules(remove_duplicate=False) if isinstance(m, nn.ReLU)]
-    modules = {id(m) for m in body.modules() if isinstance(m, nn.ReLU)}
+    kinds = nn.ReLU | nn.GELU
+    paths = [p for p, m in body.named_modules(remove_duplicate=False) if isinstance(m, kinds)]
+    modules = {id(m) for m in body.modules() if isinstance(m, kinds)}
     assert len(paths) == len(modules) > 0
-    assert not any(m.inplace for m in body.modules() if isinstance(m, nn.ReLU))
+    assert not any(getattr(m, "inplace", False) for m in body.modules())
 
 
 def test_residual_branches_start_as_zero(colour: Schema) -> None:

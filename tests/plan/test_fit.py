@@ -223,7 +223,7 @@ def test_model_that_cannot_be_built_leaves_no_folder(digits_folder: Path, tmp_pa
 def test_budget_that_ends_at_once_still_ships_something(
     digits_folder: Path, quick: Any, tmp_path: Path
 ) -> None:
-    recipe = quick.override(data__flip="auto")
+    recipe = quick.override(augment__flip="auto")
     run = tt.fit(digits_folder, TARGET, budget=0.001, recipe=recipe, out=tmp_path / "r")
     assert read_json(run.path / "verdict.json")["starved"]
     assert (run.path / "artifact" / "card.json").is_file()

@@ -77,10 +77,10 @@ def test_missing_binary_and_huge_recipes_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_command_line_are_typed() -> None:
-    recipe = apply_settings(Recipe(), ["train.epochs=3", "train.learning_rate=3e-4",
-                                       "compress.prune_keep=[0.5]", "data.flip=true"])  # fmt: skip
+    settings = ["train.epochs=3", "train.learning_rate=3e-4", "compress.prune_keep=[0.5]"]
+    recipe = apply_settings(Recipe(), [*settings, "augment.flip=true"])
     assert (recipe.train.epochs, recipe.train.learning_rate) == (3, 3e-4)
-    assert (recipe.compress.prune_keep, recipe.data.flip) == ((0.5,), True)
+    assert (recipe.compress.prune_keep, recipe.augment.flip) == ((0.5,), True)
 
 
 @pytest.mark.parametrize(

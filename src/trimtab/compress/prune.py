@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.compress.importance import CONVOLUTIONS, IMPORTANCES, Importance, observed_inputs
-from trimtab.data.augment import augmented_batches
 from trimtab.data.dataset import Dataset, dataset_of
+from trimtab.data.feed import Feed
 from trimtab.errors import CompressError, UsageError
 from trimtab.machine.device import best_device
 from trimtab.models.build import load, macs_and_params
@@ -25,6 +25,7 @@ from trimtab.records.files import locked, write_json
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run, open_run, start_run, update_facts, whole_or_gone
 from trimtab.records.schema import Schema
+from trimtab.records.sections import AugmentSection
 from trimtab.records.target import parse_duration
 from trimtab.registry import lookup
 from trimtab.train.loop import train_network
@@ -179,11 +180,12 @@ def count_parameters(network: nn.Module) -> int:
 
 def train_pixels(network: nn.Module, dataset: Dataset, seed: int) -> Iterator[Tensor]:
     """Yield some shuffled batches of unchanged train pixels, on the network's device."""
-    order = augmented_batches(dataset.splits["train"], BATCH, seed=seed, epoch=0, shift=0.0,
-                              flip=False)  # fmt: skip
+    unchanged = AugmentSection(shift=0.0, flip=False)
     device = next(network.parameters()).device
-    for batch in islice(order, BATCHES):
-        yield batch.inputs.to(device)
+    feed = Feed(dataset.splits["train"], unchanged, batch_size=BATCH, seed=seed,
+                classes=len(dataset.schema.classes), device=device)  # fmt: skip
+    for batch in islice(feed.epoch(0), BATCHES):
+        yield batch.inputs
 
 
 def score_layers(

@@ -1,95 +1,147 @@
-"""Random changes of whole batches, reproducible from seed and epoch."""
+"""What a recipe's augment section does to train batches, in which order; all augmentations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from hashlib import blake2b
+from collections.abc import Callable
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from trimtab.data.dataset import Batch, Split, raw_batch
+from trimtab.data.colour import blur, recolour, sharpen
+from trimtab.data.draw import Draw
+from trimtab.data.policies import randaugment, trivialaugment
+from trimtab.data.warp import Moves, affine, cutout, moved_batch
+from trimtab.errors import UsageError
+from trimtab.records.sections import AugmentSection
+from trimtab.registry import lookup
 
-Augmentation = Callable[..., Tensor]  # (inputs (N, C, H, W), generator) -> inputs
+Augmentation = Callable[..., Tensor]  # (inputs (N, C, H, W), draw, *, strength) -> inputs
+Step = Callable[[Tensor, Draw], Tensor]
 
 
-def augmented_batches(
-    split: Split, batch_size: int, *, seed: int, epoch: int, shift: float, flip: bool
-) -> Iterator[Batch]:
-    """Yield one epoch of a split, shuffled and augmented; every sample comes once.
+def moves_of(augment: AugmentSection) -> Moves:
+    """Return the moves by whole pixels, which come first; `flip: auto` means off here."""
+    flips = {True: "random", "alternating": "alternating"}
+    return Moves(augment.shift, flips.get(augment.flip, ""), augment.flip_vertical)
 
-    Order and changes depend on `seed` and `epoch` alone, so that a resumed training sees the same
-    batches. A last batch of one sample joins the one before it: batch norm needs two.
+
+def steps_of(augment: AugmentSection) -> list[Step]:
+    """Return what changes float values, in order; cutout, the last, is not among them.
+
+    Raises UsageError for an unknown policy.
     """
-    order = torch.randperm(len(split), generator=generator_of(seed, epoch)).numpy()
-    for number, (start, end) in enumerate(bounds(len(split), batch_size)):
-        generator = generator_of(seed, epoch, number)
-        inputs, targets, ids = raw_batch(split, order[start:end])
-        if shift > 0:
-            inputs = AUGMENTATIONS["shift"](inputs, generator, fraction=shift)
-        if flip:
-            inputs = AUGMENTATIONS["flip"](inputs, generator)
-        yield Batch(inputs.float(), targets, ids)
+    steps: list[Step] = []
+    if augment.rotate or augment.zoom or augment.shear:
+        steps.append(partial(affine, rotate=augment.rotate, zoom=augment.zoom, shear=augment.shear))
+    colours = {name: getattr(augment, name)
+               for name in ("brightness", "contrast", "saturation", "hue")}  # fmt: skip
+    if any(colours.values()):
+        steps.append(partial(recolour, **colours))
+    if augment.blur:
+        steps.append(partial(blur, strength=augment.blur))
+    if augment.sharpen:
+        steps.append(partial(sharpen, strength=augment.sharpen))
+    return steps + policy_of(augment)
 
 
-def bounds(samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """Return first and last row (exclusive) of each batch; none but an only one is a singleton."""
-    starts = list(range(0, samples, batch_size))
-    if len(starts) > 1 and samples - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], samples], strict=True))
+def policy_of(augment: AugmentSection) -> list[Step]:
+    """Return the policy as a step, or nothing; raises UsageError for an unknown one."""
+    if augment.policy == "none":
+        return []
+    part = lookup("policy", POLICIES, augment.policy)
+    strength = 1.0 if part is trivialaugment else augment.policy_strength
+    return [partial(checked, part, augment.policy, strength)]
 
 
-def generator_of(*counters: int) -> torch.Generator:
-    """Return a generator whose numbers depend on `counters` alone."""
-    digest = blake2b(repr(counters).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+def checked(part: Augmentation, name: str, strength: float, inputs: Tensor, draw: Draw) -> Tensor:
+    """Apply a policy; raises UsageError where it does not give back what it was given."""
+    outputs = part(inputs, draw, strength=strength)
+    got = (tuple(outputs.shape), outputs.dtype)
+    if got != (tuple(inputs.shape), inputs.dtype):
+        raise UsageError(
+            f"policy '{name}' gave {got[1]} {got[0]}, wanted {inputs.dtype} {tuple(inputs.shape)}",
+            "an augmentation is a function (inputs (N, C, H, W), draw, *, strength) -> inputs",
+        )
+    return outputs
 
 
-def shift(inputs: Tensor, generator: torch.Generator, fraction: float = 0.125) -> Tensor:
-    """Move every picture by its own random offset, at most `fraction` of each side.
+def shift(inputs: Tensor, draw: Draw, *, strength: float = 0.125) -> Tensor:
+    """Move every picture by its own random offset, at most `strength` of each side.
 
     What comes in at an edge is the picture mirrored (He et al. 2015, section 4.2, with reflection
-    for zeros). One gather over the batch: rows of a mirrored-out copy, read at shifted places.
+    for zeros).
     """
-    count, channels, height, width = inputs.shape
-    down, across = (min(round(side * fraction), side - 1) for side in (height, width))
-    source = inputs.permute(0, 2, 3, 1)
-    wide = mirrored(mirrored(source, 1, down), 2, across).contiguous()
-    tall_side, wide_side = height + 2 * down, width + 2 * across
-    top = offsets(count, down, generator).to(inputs.device)
-    left = offsets(count, across, generator).to(inputs.device)
-    number, line = (torch.arange(n, device=inputs.device) for n in (count, height))
-    first = ((number[:, None] * tall_side + top + line) * wide_side + left).reshape(-1)
-    windows = wide.as_strided((count * tall_side * wide_side - width + 1, width * channels),
-                              (channels, 1))  # fmt: skip
-    moved = windows.index_select(0, first).reshape(count, height, width, channels)
-    return moved.permute(0, 3, 1, 2)
+    return moved_batch(inputs, draw, Moves(shift=strength)) if strength else inputs
 
 
-def offsets(count: int, border: int, generator: torch.Generator) -> Tensor:
-    """Draw whole numbers (count, 1) from 0 to twice the border, both included."""
-    device = generator.device
-    return torch.randint(0, 2 * border + 1, (count, 1), generator=generator, device=device)
+def flip(inputs: Tensor, draw: Draw, *, strength: float = 1) -> Tensor:
+    """Mirror every picture left to right with probability one half; strength 0 is off, 1 on."""
+    return moved_batch(inputs, draw, Moves(flip="random")) if strength else inputs
 
 
-def mirrored(inputs: Tensor, dim: int, border: int) -> Tensor:
-    """Add `border` mirrored rows or columns on both sides of `dim`; the edge is not repeated."""
-    if not border:
-        return inputs
-    size = inputs.shape[dim]
-    before = inputs.narrow(dim, 1, border).flip(dim)
-    after = inputs.narrow(dim, size - 1 - border, border).flip(dim)
-    return torch.cat([before, inputs, after], dim)
+def flip_alternating(inputs: Tensor, draw: Draw, *, strength: float = 1) -> Tensor:
+    """Mirror a random half of the pictures, and the other half in the next epoch.
+
+    Strength 0 is off, 1 on (Jordan 2024, section 3.6).
+    """
+    return moved_batch(inputs, draw, Moves(flip="alternating")) if strength else inputs
 
 
-def flip(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror every picture left to right with probability one half."""
-    chosen = torch.rand(len(inputs), generator=generator, device=generator.device) < 0.5
-    changed = inputs.clone()
-    chosen = chosen.to(inputs.device)
-    changed[chosen] = inputs[chosen].flip(3)
-    return changed
+def flip_vertical(inputs: Tensor, draw: Draw, *, strength: float = 1) -> Tensor:
+    """Turn every picture upside down with probability one half; strength 0 is off, 1 on."""
+    return moved_batch(inputs, draw, Moves(flip_vertical=True)) if strength else inputs
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"shift": shift, "flip": flip}
+def rotate(inputs: Tensor, draw: Draw, *, strength: float = 15) -> Tensor:
+    """Turn every picture about its centre by at most `strength` degrees."""
+    return affine(inputs, draw, rotate=strength)
+
+
+def zoom(inputs: Tensor, draw: Draw, *, strength: float = 0.2) -> Tensor:
+    """Scale every picture about its centre by a factor within 1 - `strength` and 1 + `strength`."""
+    return affine(inputs, draw, zoom=strength)
+
+
+def shear(inputs: Tensor, draw: Draw, *, strength: float = 10) -> Tensor:
+    """Slant every picture left or right by at most `strength` degrees."""
+    return affine(inputs, draw, shear=strength)
+
+
+def brightness(inputs: Tensor, draw: Draw, *, strength: float = 0.2) -> Tensor:
+    """Add at most `strength` of white to every picture, or take it away."""
+    return recolour(inputs, draw, brightness=strength)
+
+
+def contrast(inputs: Tensor, draw: Draw, *, strength: float = 0.4) -> Tensor:
+    """Spread the values of every picture about its mean by 1 - `strength` to 1 + `strength`."""
+    return recolour(inputs, draw, contrast=strength)
+
+
+def saturation(inputs: Tensor, draw: Draw, *, strength: float = 0.4) -> Tensor:
+    """Spread the colours about grey by 1 - `strength` to 1 + `strength`; grey pictures stay."""
+    return recolour(inputs, draw, saturation=strength)
+
+
+def hue(inputs: Tensor, draw: Draw, *, strength: float = 0.1) -> Tensor:
+    """Turn the hue by at most `strength` of the circle; grey pictures stay."""
+    return recolour(inputs, draw, hue=strength)
+
+
+POLICIES: dict[str, Augmentation] = {"randaugment": randaugment, "trivialaugment": trivialaugment}
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "shift": shift,
+    "flip": flip,
+    "flip_alternating": flip_alternating,
+    "flip_vertical": flip_vertical,
+    "rotate": rotate,
+    "zoom": zoom,
+    "shear": shear,
+    "brightness": brightness,
+    "contrast": contrast,
+    "saturation": saturation,
+    "hue": hue,
+    "blur": blur,
+    "sharpen": sharpen,
+    "cutout": cutout,
+    **POLICIES,
+}

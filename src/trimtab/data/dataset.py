@@ -18,9 +18,10 @@ from trimtab.data.prepare import Prepared, prepare
 from trimtab.data.sources import list_source
 from trimtab.errors import DataError, MachineError
 from trimtab.records.finding import Finding
-from trimtab.records.recipe import DataSection, Recipe
+from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run, relative
 from trimtab.records.schema import Schema
+from trimtab.records.sections import DataSection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,8 @@ class Batch(NamedTuple):
     """N samples as a network takes them.
 
     `inputs` (N, C, H, W) float32 pixels in [0, 255], channels last in memory; `targets` (N,)
-    int64; `ids` (N,) int64, the row in the split.
+    int64, or (N, K) float32 shares of the classes where samples are mixed; `ids` (N,) int64, the
+    row in the split.
     """
 
     inputs: Tensor
@@ -218,13 +220,7 @@ def batches(split: Split, batch_size: int) -> Iterator[Batch]:
 
 def batch_of(split: Split, rows: NDArray[np.int64]) -> Batch:
     """Return some rows of a split as a batch."""
-    inputs, targets, ids = raw_batch(split, rows)
-    return Batch(inputs.float(), targets, ids)
-
-
-def raw_batch(split: Split, rows: NDArray[np.int64]) -> Batch:
-    """Return some rows as a batch whose inputs are uint8 still."""
     import torch  # here, since looking at data needs none
 
-    inputs = torch.from_numpy(split.inputs[rows]).permute(0, 3, 1, 2)
+    inputs = torch.from_numpy(split.inputs[rows]).permute(0, 3, 1, 2).float()
     return Batch(inputs, torch.from_numpy(split.targets[rows]), torch.from_numpy(rows))

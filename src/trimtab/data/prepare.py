@@ -31,8 +31,8 @@ from trimtab.data.split import (
 )
 from trimtab.errors import DataError
 from trimtab.records.finding import Finding
-from trimtab.records.recipe import DataSection
 from trimtab.records.schema import Schema
+from trimtab.records.sections import DataSection
 
 FIRST = 5
 ROWS = 1024

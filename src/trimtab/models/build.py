@@ -18,14 +18,16 @@ from trimtab.errors import UsageError
 from trimtab.models.edits import replay, require_runs
 from trimtab.models.image import find_model
 from trimtab.records.files import write_bytes
-from trimtab.records.recipe import ModelSection, Recipe
+from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run, open_run
 from trimtab.records.schema import Schema
+from trimtab.records.sections import ModelSection
 
 OWN = "custom:"
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SMALLEST_STD = 1e-3  # of 255: a channel that never changes is only centred
 SHOWN = 3
+BUILDING = ("width", "dropout", "stochastic_depth")  # choices of a recipe that change the layers
 CONTRACT = "a model is a function (schema, *, width=1.0, dropout=0.0) -> nn.Module"
 
 
@@ -83,8 +85,8 @@ def named_body(schema: Schema, recipe: Recipe) -> nn.Module:
     name = recipe.model.name
     if name.startswith(OWN):
         return copy.deepcopy(adopted(name))
-    changed = {key: getattr(recipe.model, key) for key, field in ModelSection.model_fields.items()
-               if key != "name" and getattr(recipe.model, key) != field.default}  # fmt: skip
+    changed = {key: getattr(recipe.model, key) for key in BUILDING
+               if getattr(recipe.model, key) != ModelSection.model_fields[key].default}  # fmt: skip
     try:
         body = find_model(name)(schema, **changed)
     except TypeError as error:

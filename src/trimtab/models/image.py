@@ -3,124 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trimtab.errors import UsageError
+from trimtab.models.blocks import (
+    assemble,
+    halvings,
+    residual,
+    scaled,
+    separable,
+    stem,
+    strides,
+    unit,
+)
+from trimtab.models.whitened import wcnn_large, wcnn_medium, wcnn_small
 from trimtab.records.schema import Schema
 from trimtab.registry import did_you_mean, lookup
 
 Builder = Callable[..., nn.Module]
-BLOCK = 8  # channels are multiples of this: one vector register of floats
-SMALLEST_MAP = 4  # pixels: no feature map is halved below this side
-
-
-class Residual(nn.Module):
-    """Add `branch` to `shortcut`, then ReLU (He et al. 2015, figure 2)."""
-
-    def __init__(self, branch: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-        self.shortcut = shortcut
-        self.relu = nn.ReLU()
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C', H', W')."""
-        return self.relu(self.branch(features) + self.shortcut(features))  # type: ignore[no-any-return]
-
-
-def unit(
-    inputs: int, outputs: int, *, size: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
-) -> nn.Sequential:
-    """Build convolution, batch norm and a ReLU of its own."""
-    layers = nn.Sequential()
-    layers.add_module("conv", nn.Conv2d(inputs, outputs, size, stride, padding=size // 2,
-                                        groups=groups, bias=False))  # fmt: skip
-    layers.add_module("norm", nn.BatchNorm2d(outputs))
-    if relu:
-        layers.add_module("relu", nn.ReLU())
-    return layers
-
-
-def residual(inputs: int, outputs: int, *, stride: int = 1) -> Residual:
-    """Build two units with a shortcut around them; projected where the shape changes."""
-    branch = nn.Sequential(unit(inputs, outputs, stride=stride), unit(outputs, outputs, relu=False))
-    same = stride == 1 and inputs == outputs
-    shortcut = nn.Identity() if same else unit(inputs, outputs, size=1, stride=stride, relu=False)
-    return Residual(branch, shortcut)
-
-
-def separable(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
-    """Build a depthwise and a pointwise unit (Howard et al. 2017, figure 2)."""
-    return nn.Sequential(
-        unit(inputs, inputs, stride=stride, groups=inputs), unit(inputs, outputs, size=1)
-    )
-
-
-def assemble(
-    blocks: Sequence[tuple[str, nn.Module]], channels: int, schema: Schema, dropout: float
-) -> nn.Sequential:
-    """Add global average pooling and the classifier to named blocks, and set the first weights."""
-    network = nn.Sequential()
-    for name, block in blocks:
-        network.add_module(name, block)
-    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
-    network.add_module("flatten", nn.Flatten(1))
-    network.add_module("dropout", nn.Dropout(dropout))
-    network.add_module("classifier", nn.Linear(channels, len(schema.classes)))
-    return initialise(network)
-
-
-@torch.no_grad()
-def initialise(network: nn.Sequential) -> nn.Sequential:
-    """Set He-normal convolutions, and residual branches that start as zero.
-
-    Sources: He et al. 2015 (1502.01852), section 2.2; Goyal et al. 2017 (1706.02677), section 5.1.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels // module.groups * module.weight[0, 0].numel()
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
-    for module in network.modules():
-        if isinstance(module, Residual):
-            norms = [m for m in module.branch.modules() if isinstance(m, nn.BatchNorm2d)]
-            nn.init.zeros_(norms[-1].weight)
-    return network
-
-
-def scaled(channels: int, width: float) -> int:
-    """Return `channels` times `width`, rounded to a multiple of 8."""
-    return max(BLOCK, BLOCK * int(channels * width / BLOCK + 0.5))
-
-
-def halvings(schema: Schema) -> int:
-    """Return how often the short side can be halved, rounding up, with 4 pixels or more left."""
-    side, count = min(schema.height, schema.width), 0
-    while (side + 1) // 2 >= SMALLEST_MAP:
-        side, count = (side + 1) // 2, count + 1
-    return count
-
-
-def strides(schema: Schema, stages: int) -> list[int]:
-    """Return the strides of `stages` blocks: late ones halve first, so 8 pixels are halved once."""
-    used = min(halvings(schema), stages)
-    return [1] * (stages - used) + [2] * used
-
-
-def stem(schema: Schema, channels: int, halved: int) -> nn.Sequential:
-    """Build the first unit, and strided ones behind it that halve large inputs `halved` times."""
-    layers = unit(schema.channels, channels, stride=2 if halved > 0 else 1)
-    for index in range(1, halved):
-        layers.add_module(f"halve{index}", unit(channels, channels, stride=2))
-    return layers
 
 
 def cnn_small(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
@@ -167,28 +71,31 @@ def cnn_large(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn
     return pooled_cnn(schema, (24, 64, 128, 192), width=width, dropout=dropout)
 
 
-def resnet8(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def resnet8(schema: Schema, **settings: float) -> nn.Module:
     """Build a ResNet of one block per stage, about 78 thousand parameters."""
-    return resnet(schema, 1, width=width, dropout=dropout)
+    return resnet(schema, 1, **settings)
 
 
-def resnet20(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def resnet20(schema: Schema, **settings: float) -> nn.Module:
     """Build a ResNet of three blocks per stage, about 270 thousand parameters."""
-    return resnet(schema, 3, width=width, dropout=dropout)
+    return resnet(schema, 3, **settings)
 
 
 def resnet(
-    schema: Schema, blocks_per_stage: int, *, width: float = 1.0, dropout: float = 0.0
-) -> nn.Module:
+    schema: Schema, blocks_per_stage: int, *, width: float = 1.0, dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+) -> nn.Module:  # fmt: skip
     """Build a CIFAR ResNet of 6n + 2 layers, widths 16, 32, 64 (He et al. 2015, section 4.2)."""
-    inputs = scaled(16, width)
+    inputs, last = scaled(16, width), 3 * blocks_per_stage
     blocks: list[tuple[str, nn.Module]] = [("stem", stem(schema, inputs, halvings(schema) - 3))]
     for index, (channels, stride) in enumerate(
         zip((16, 32, 64), (1, *strides(schema, 2)), strict=True), 1
     ):
         outputs, stage = scaled(channels, width), nn.Sequential()
-        for _ in range(blocks_per_stage):
-            stage.append(residual(inputs, outputs, stride=stride))
+        for place in range(blocks_per_stage):
+            number = (index - 1) * blocks_per_stage + place + 1
+            skipped = stochastic_depth * number / last
+            stage.append(residual(inputs, outputs, stride=stride, skipped=skipped))
             inputs, stride = outputs, 1
         blocks.append((f"stage{index}", stage))
     return assemble(blocks, inputs, schema, dropout)
@@ -207,7 +114,10 @@ def dwconv_small(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) ->
     return assemble(blocks, inputs, schema, dropout)
 
 
-def timm_model(name: str, schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def timm_model(
+    name: str, schema: Schema, *, width: float = 1.0, dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+) -> nn.Module:  # fmt: skip
     """Build any timm model with fresh weights; nothing is fetched.
 
     Raises UsageError for a width other than 1 and for a model that cannot be built for the data.
@@ -220,6 +130,8 @@ def timm_model(name: str, schema: Schema, *, width: float = 1.0, dropout: float 
             f"leave model.width at 1, or take one of: {', '.join(OWN_NAMES)}",
         )
     settings: dict[str, Any] = {"drop_rate": dropout} if dropout else {}
+    if stochastic_depth:
+        settings["drop_path_rate"] = stochastic_depth
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         settings["img_size"] = (schema.height, schema.width)
     try:
@@ -252,27 +164,28 @@ def find_model(name: str) -> Builder:
     raise UsageError(f"unknown model '{name}'", did_you_mean(name, [*MODELS, *close]))
 
 
-def mobilenetv3_small_100(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def mobilenetv3_small_100(schema: Schema, **settings: float) -> nn.Module:
     """Build MobileNetV3-Small (Howard et al. 2019), 1.5 million parameters at 10 classes."""
-    return timm_model("mobilenetv3_small_100", schema, width=width, dropout=dropout)
+    return timm_model("mobilenetv3_small_100", schema, **settings)
 
 
-def mobilenetv3_large_100(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def mobilenetv3_large_100(schema: Schema, **settings: float) -> nn.Module:
     """Build MobileNetV3-Large (Howard et al. 2019), 4.2 million parameters at 10 classes."""
-    return timm_model("mobilenetv3_large_100", schema, width=width, dropout=dropout)
+    return timm_model("mobilenetv3_large_100", schema, **settings)
 
 
-def resnet18(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def resnet18(schema: Schema, **settings: float) -> nn.Module:
     """Build ResNet-18 for photos (He et al. 2015, table 1), 11.2 million parameters."""
-    return timm_model("resnet18", schema, width=width, dropout=dropout)
+    return timm_model("resnet18", schema, **settings)
 
 
-def resnet50(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def resnet50(schema: Schema, **settings: float) -> nn.Module:
     """Build ResNet-50 for photos (He et al. 2015, table 1), 23.5 million parameters."""
-    return timm_model("resnet50", schema, width=width, dropout=dropout)
+    return timm_model("resnet50", schema, **settings)
 
 
-OWN_NAMES = ("cnn_small", "cnn_medium", "cnn_large", "resnet8", "resnet20", "dwconv_small")
+OWN_NAMES = ("cnn_small", "cnn_medium", "cnn_large", "resnet8", "resnet20", "dwconv_small",
+             "wcnn_small", "wcnn_medium", "wcnn_large")  # fmt: skip
 MODELS: dict[str, Builder] = {
     "cnn_small": cnn_small,
     "cnn_medium": cnn_medium,
@@ -280,6 +193,9 @@ MODELS: dict[str, Builder] = {
     "resnet8": resnet8,
     "resnet20": resnet20,
     "dwconv_small": dwconv_small,
+    "wcnn_small": wcnn_small,
+    "wcnn_medium": wcnn_medium,
+    "wcnn_large": wcnn_large,
     "mobilenetv3_small_100": mobilenetv3_small_100,
     "mobilenetv3_large_100": mobilenetv3_large_100,
     "resnet18": resnet18,

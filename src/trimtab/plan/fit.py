@@ -13,7 +13,7 @@ from torch import nn
 from trimtab.compress.importance import IMPORTANCES
 from trimtab.compress.ranges import RANGES
 from trimtab.data.dataset import open_dataset
-from trimtab.errors import Interrupted
+from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.machine.progress import clock, say
 from trimtab.plan.budget import COMPRESS, SCREEN, Budget
 from trimtab.plan.finish import finish
@@ -40,7 +40,7 @@ from trimtab.records.run import (
 from trimtab.records.target import parse_duration, parse_target
 from trimtab.registry import lookup
 from trimtab.train.losses import LOSSES
-from trimtab.train.optimizers import OPTIMIZERS
+from trimtab.train.optimizers import find_optimizer
 from trimtab.train.run import with_model
 from trimtab.train.schedules import SCHEDULES
 
@@ -60,12 +60,13 @@ def fit(
     `data` is what `check` takes, `target` clauses such as "accuracy>=0.92, p95<=10ms, size<=5MB",
     `budget` a duration that bounds the whole job. Whether the target was met stands in
     `verdict.json`; where it was missed the nearest candidate ships. Raises TrimtabError for what
-    cannot be used, and Interrupted after Ctrl-C, when the folder holds what was reached.
+    cannot be used, and when the folder holds what was reached: Interrupted after Ctrl-C, Preempted
+    after SIGTERM.
     """
     goal, left = parse_target(target), Budget(parse_duration(budget))
     chosen = as_recipe(recipe)
     require_parts(chosen)
-    with reserved(out, label_of(data)) as path:
+    with stoppable(), reserved(out, label_of(data)) as path:
         dataset = open_dataset(data, chosen, seed=seed)
         if model is not None:
             chosen = with_model(chosen, dataset.schema, model)
@@ -84,14 +85,13 @@ def fit(
             raise
         finish(job)
     if job.interrupted:
-        raise Interrupted(f"stopped by Ctrl-C; what was reached is in {path}",
-                          f"open {path / 'report.html'}")  # fmt: skip
+        raise stopped(f"what was reached is in {path}", f"open {path / 'report.html'}")
     return run
 
 
 def require_parts(recipe: Recipe) -> None:
     """Raise UsageError for a part that does not exist, before any time is spent."""
-    lookup("optimizer", OPTIMIZERS, recipe.train.optimizer)
+    find_optimizer(recipe.train.optimizer)
     lookup("schedule", SCHEDULES, recipe.train.schedule)
     lookup("loss", LOSSES, recipe.train.loss)
     lookup("importance", IMPORTANCES, recipe.compress.importance)

@@ -73,7 +73,7 @@ class Job:
         recipe = self.recipe.override(model__name=label)
         run = start_run(self.folder(name), kind="train", label=label, recipe=recipe, seed=self.seed)
         result = train_into(run, self.dataset, recipe, model=self.model, budget_seconds=seconds,
-                            seed=self.seed)  # fmt: skip
+                            seed=self.seed, resumable=False)  # fmt: skip
         if result.interrupted:
             self.heats.append(
                 Heat(self.find(label), run, result.scores.to_dict(), False, "stopped")

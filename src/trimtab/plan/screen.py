@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trimtab.export.onnx import open_onnx, write_onnx
-from trimtab.machine.probe import probe_precision
+from trimtab.machine.probe import probe
 from trimtab.machine.processor import core_count
 from trimtab.machine.progress import progress
 from trimtab.measure.latency import Latency, measure_latency
@@ -37,6 +37,7 @@ LATENCY_SECONDS = 0.4
 INT8_SPEEDUP = 3.6
 INT8_BYTES = 0.28
 STEP_MACS = 4e9
+PROBE_SECONDS = 0.5
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 
 
@@ -194,8 +195,6 @@ def training_speed(network: nn.Module, schema: Schema) -> float:
     batch = int(min(LARGEST_BATCH, max(SMALLEST_BATCH, STEP_MACS / macs)))
     inputs = torch.rand(batch, *schema.input_shape).mul_(255)
     network.train()
-    channels_last = inputs.contiguous(memory_format=torch.channels_last)
-    network.to(memory_format=torch.channels_last)
     with sound_strides(network):
-        _, seconds = probe_precision(network, channels_last)
+        _, seconds = probe(network, inputs, seconds=PROBE_SECONDS)
     return batch / min(seconds.values())

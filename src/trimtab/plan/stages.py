@@ -42,8 +42,8 @@ def screen_stage(job: Job) -> list[Screened]:
 
 
 def flip_stage(job: Job, fitting: list[Screened]) -> None:
-    """Settle `data.flip` by a trial of the fastest candidate."""
-    if job.recipe.data.flip != "auto":
+    """Settle `augment.flip` by a trial of the fastest candidate."""
+    if job.recipe.augment.flip != "auto":
         return
     fastest = max(fitting, key=lambda row: row.images_per_second or 0.0)
     recipe = job.recipe.override(model__name=fastest.name)
@@ -53,7 +53,7 @@ def flip_stage(job: Job, fitting: list[Screened]) -> None:
         network, job.dataset, recipe, job.run, seed=job.seed,
         budget_seconds=job.budget.share(FLIP),
     )  # fmt: skip
-    job.recipe = job.recipe.override(data__flip=settled.data.flip)
+    job.recipe = job.recipe.override(augment__flip=settled.augment.flip)
 
 
 def pick_heats(job: Job, fitting: list[Screened]) -> list[Screened]:

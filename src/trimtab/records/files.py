@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trimtab.errors import BusyError, MachineError
 
@@ -26,10 +26,15 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "choose another folder with --out, or make this one writable"
-        if error.errno in FULL:
-            hint = "free some space, or choose a folder on another disk with --out"
-        raise MachineError(f"cannot write {path}: {error.strerror or error}", hint) from error
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise MachineError(message, way_out(error)) from error
+
+
+def way_out(error: OSError) -> str:
+    """Return the hint for a write that failed with `error`."""
+    if error.errno in FULL:
+        return "free some space, or choose a folder on another disk with --out"
+    return "choose another folder with --out, or make this one writable"
 
 
 def make_folder(path: Path) -> Path:
@@ -44,18 +49,25 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with explained(path):
         try:
-            with open(temporary, "wb") as file:
+            with synced(temporary) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file for writing and make it durable at the end of the block."""
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable."""
+    """Make what was created, renamed or deleted inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

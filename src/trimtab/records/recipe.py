@@ -4,145 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from trimtab.errors import RecipeError
+from trimtab.records.sections import (
+    AugmentSection,
+    CompressSection,
+    DataSection,
+    ExportSection,
+    ModelSection,
+    RegularizeSection,
+    Section,
+    TrainSection,
+)
 from trimtab.registry import did_you_mean
 
 VERSION = 1
 MAX_BYTES = 1_000_000
-MOST = 2**31 - 1
 LONGEST = 60  # characters of a faulty value that a message repeats
-Auto = Literal["auto"]
-
-
-def not_bool(value: Any) -> Any:
-    """Refuse YAML's `yes`, `no`, `on`, `off` where a number or a word is wanted."""
-    if isinstance(value, bool):
-        raise ValueError("a number or a word in quotes, not a yes/no value")
-    return value
-
-
-Number = Annotated[float, BeforeValidator(not_bool), Field(allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(not_bool), Field(le=MOST)]
-
-
-class Section(BaseModel):
-    """One frozen section; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSection(Section):
-    """How pictures are read, split and augmented."""
-
-    image_size: Auto | Annotated[Count, Field(ge=4, le=1024)] = Field(
-        "auto", description="side of the square network input in pixels, 4 to 1024; auto: the "
-        "median short side of the pictures, at most 128")  # fmt: skip
-    channels: Auto | Literal[1, 3] = Field(
-        "auto", description="1 grey, 3 colour; auto: 1 when every picture is grey"
-    )
-    valid_fraction: Number = Field(
-        0.15, gt=0, lt=0.5, description="share of each class that becomes the valid split"
-    )
-    test_fraction: Number = Field(
-        0.15, ge=0, lt=0.5, description="share of each class that becomes the test split"
-    )
-    max_bad_fraction: Number = Field(
-        0.01, ge=0, le=1, description="share of undecodable files above which the data are refused"
-    )
-    shift: Number = Field(
-        0.125, ge=0, le=0.5, description="largest random shift, as a fraction of the side "
-        "(0.125 is 4 pixels of 32: He et al. 2015, section 4.2)")  # fmt: skip
-    flip: Auto | bool = Field(
-        "auto", description="random horizontal flip; auto: only where a trial shows that mirrored "
-        "pictures are recognised as well")  # fmt: skip
-
-
-class ModelSection(Section):
-    """Which network."""
-
-    name: str = Field(
-        "auto", description="a registered model, any timm model, or package.module:function; "
-        "auto: chosen by measurement")  # fmt: skip
-    width: Number = Field(
-        1.0, gt=0, le=8, description="factor on the channels of trimtab's own networks"
-    )
-    dropout: Number = Field(0.0, ge=0, lt=1, description="dropout in front of the last layer")
-
-
-class TrainSection(Section):
-    """How the weights are found."""
-
-    epochs: Count = Field(60, ge=1, description="passes over the train split at the most")
-    batch_size: Auto | Annotated[Count, Field(ge=2)] = Field(
-        "auto",
-        description="samples per step; auto: 32 to 128, so that an epoch has 40 steps or more",
-    )
-    optimizer: str = Field("adamw", description="adamw, sgd, or package.module:function")
-    learning_rate: Auto | Annotated[Number, Field(gt=0)] = Field(
-        "auto", description="peak learning rate; auto: 3e-3 for adamw, 0.1 for sgd"
-    )
-    momentum: Number = Field(
-        0.9, ge=0, lt=1, description="momentum of sgd (Nesterov), beta1 of adamw"
-    )
-    schedule: str = Field(
-        "one_cycle", description="one_cycle, constant, or package.module:function"
-    )
-    loss: str = Field("cross_entropy", description="cross_entropy, or package.module:function")
-    patience: Count = Field(
-        20, ge=1, description="epochs without a better valid accuracy after which training stops"
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: the faster of fp32 and bf16 by a short probe"
-    )
-
-
-class RegularizeSection(Section):
-    """What keeps the network from learning the train split by heart."""
-
-    weight_decay: Number = Field(
-        0.05, ge=0, description="weight decay, not on norms and biases; decoupled in adamw"
-    )
-    label_smoothing: Number = Field(
-        0.1, ge=0, lt=1, description="share of the label spread over all classes (Szegedy 2016)"
-    )
-
-
-class CompressSection(Section):
-    """Which edits are tried, and what they may cost."""
-
-    prune_keep: tuple[Annotated[Number, Field(gt=0, le=1)], ...] = Field(
-        (0.7, 0.5), description="shares of channels kept, one pruned candidate each; () for none"
-    )
-    importance: str = Field("magnitude", description="magnitude, or package.module:function")
-    finetune_fraction: Number = Field(
-        0.3, gt=0, le=1, description="epochs of fine-tuning as a share of the parent's epochs"
-    )
-    quantize: Literal["int8", "none"] = Field("int8", description="int8, or none")
-    ranges: str = Field(
-        "mse", description="how activation ranges are set: minmax, percentile or mse"
-    )
-    calibration_samples: Count = Field(
-        512, ge=1, description="train samples that set the activation ranges"
-    )
-    allowed_drop: Number = Field(
-        0.01, ge=0, le=1, description="accuracy an edit may cost on valid before it is not kept; "
-        "more where its parent has more to spare above the target")  # fmt: skip
-
-
-class ExportSection(Section):
-    """What the artifact must prove."""
-
-    max_logit_difference: Number = Field(
-        1e-3, gt=0, description="largest difference of logits between the run and its fp32 file, "
-        "relative to the largest logit")  # fmt: skip
-    max_flip_fraction: Number = Field(
-        0.05, ge=0, le=1, description="largest share of decisions an int8 file may change"
-    )
 
 
 class Recipe(Section):
@@ -150,6 +32,7 @@ class Recipe(Section):
 
     version: Literal[1] = 1
     data: DataSection = DataSection()
+    augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     regularize: RegularizeSection = RegularizeSection()

@@ -203,12 +203,14 @@ def require_no_run(path: Path) -> None:
 def whole_or_gone(path: Path) -> Iterator[None]:
     """Remove the run folder `path` where an error ends the block before any run in it is whole.
 
-    All of `path` goes: call it only where the run found nothing but a lock.
+    A training with a checkpoint stays: it can be resumed. Else all of `path` goes: call it only
+    where the run found nothing but a lock.
     """
     try:
         yield
     except Exception:
-        if not any("status" in Run(file.parent).facts for file in path.rglob("run.json")):
+        kept = any(path.glob("checkpoints/step-*/manifest.json"))
+        if not kept and not any("status" in Run(f.parent).facts for f in path.rglob("run.json")):
             shutil.rmtree(path, ignore_errors=True)
         raise
 

@@ -25,7 +25,7 @@ def settle_flip(
     network: nn.Module, dataset: Dataset, recipe: Recipe, run: Run, *, seed: int,
     budget_seconds: float | None,
 ) -> Recipe:  # fmt: skip
-    """Return the recipe with `data.flip: auto` settled to true or false by a trial.
+    """Return the recipe with `augment.flip: auto` settled to true or false by a trial.
 
     A copy of `network` is trained shortly without mirroring, then asked about valid pictures as
     they are and mirrored. Mirroring is used where the mirrored ones are still recognised (see
@@ -34,10 +34,10 @@ def settle_flip(
     not judged by a short training with it, since any augmentation is slower at first. The numbers
     go into the ledger of `run`. Raises KeyboardInterrupt where the user stopped the trial.
     """
-    if recipe.data.flip != "auto":
+    if recipe.augment.flip != "auto":
         return recipe
     epochs = min(TRIAL_EPOCHS, recipe.train.epochs)
-    short = recipe.override(train__epochs=epochs, data__flip=False)
+    short = recipe.override(train__epochs=epochs, augment__flip=False)
     trial = copy.deepcopy(network)
     result = train_network(trial, dataset, short, None, seed=seed, budget_seconds=budget_seconds)
     if result.interrupted:
@@ -55,7 +55,7 @@ def settle_flip(
                seed=seed, plain=plain.accuracy, mirrored=seen.accuracy, used=helps)  # fmt: skip
     say(f"random flip {'on' if helps else 'off'}: of {100 * plain.accuracy:.1f} % right, "
         f"{100 * seen.accuracy:.1f} % mirrored, {100 * both.accuracy:.1f} % by both")  # fmt: skip
-    return recipe.override(data__flip=helps)
+    return recipe.override(augment__flip=helps)
 
 
 def are_recognised(plain: NDArray[np.bool_], mirrored: NDArray[np.bool_]) -> bool:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from trimtab.data.augment import augmented_batches, bounds
-from trimtab.data.dataset import Batch, Dataset
-from trimtab.errors import DivergedError
+from trimtab.data.dataset import Dataset
+from trimtab.data.feed import Feed
 from trimtab.machine.device import seed_everything
 from trimtab.machine.interrupt import stop_on_interrupt
 from trimtab.machine.probe import Autocast
@@ -22,12 +18,11 @@ from trimtab.measure.quality import Scores, logits_of, network_call, score
 from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
+from trimtab.train.keep import keeper
+from trimtab.train.log import Best, Clock, Log, Observe
 from trimtab.train.losses import Loss
-from trimtab.train.settings import Settings, resolve
-
-Observe = Callable[[dict[str, Any]], None]
-LOG_SECONDS = 0.5
-FINAL_EVALUATION_SHARE = 0.97
+from trimtab.train.settings import Settings, resolve, train_mode
+from trimtab.train.update import train_step
 
 
 @dataclass
@@ -43,46 +38,6 @@ class TrainResult:
     settings: Settings
 
 
-@dataclass
-class Clock:
-    """How far a training is: by steps, or by time where the budget is the tighter bound."""
-
-    total_steps: int
-    budget_seconds: float | None
-    started: float = field(default_factory=time.monotonic)
-    step: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
-
-    @property
-    def progress(self) -> float:
-        """Fraction done in [0, 1]."""
-        by_time = 0.0
-        if self.budget_seconds is not None:
-            by_time = self.seconds / max(1e-9, FINAL_EVALUATION_SHARE * self.budget_seconds)
-        return min(1.0, max(self.step / self.total_steps, by_time))
-
-
-@dataclass
-class Best:
-    """The best weights so far, by accuracy on valid, the later of equals; `epoch` is the first."""
-
-    scores: Scores | None = None
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    epoch: float = 0.0
-
-    def offer(self, scores: Scores, network: nn.Module, epoch: float) -> None:
-        """Keep these weights if none were better."""
-        if self.scores is None or scores.accuracy >= self.scores.accuracy:
-            if self.scores is None or scores.accuracy > self.scores.accuracy:
-                self.epoch = epoch
-            self.scores = scores
-            self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
-
-
 def train_network(
     network: nn.Module, dataset: Dataset, recipe: Recipe, run: Run | None, *, seed: int = 0,
     budget_seconds: float | None = None, loss: Loss | None = None, observe: Observe | None = None,
@@ -90,36 +45,44 @@ def train_network(
     """Train `network` in place and leave it with the weights that were best on valid.
 
     Ends after the recipe's epochs, at the end of the budget, after `patience` epochs without a
-    better valid accuracy, or at Ctrl-C, whichever comes first. Steps and epochs are logged in
-    `run`, where there is one. `data.flip: auto` means off here (`settle_flip` decides it before).
-    Raises DivergedError where the loss is no longer finite.
+    better valid accuracy, or at Ctrl-C or SIGTERM, whichever comes first. Steps and epochs are
+    logged in `run`, where there is one, and it goes on from the newest checkpoint there.
+    `augment.flip: auto` means off here (`settle_flip` decides it before). Raises DivergedError
+    before an update whose loss or gradients are not finite.
     """
-    clock = Clock(1, budget_seconds)
-    seed_everything(seed)
+    clock, best, log = Clock(budget_seconds), Best(recipe.train.min_delta), Log(run, observe)
     settings = resolve(network, dataset, recipe, loss)
-    train, best = dataset.splits["train"], Best()
-    steps = len(bounds(len(train), settings.batch_size))
+    seed_everything(seed)
+    feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
+                classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
+    steps, stalled = len(feed), False
     clock.total_steps = steps * recipe.train.epochs
-    log, flip = Log(run, observe), recipe.data.flip is True
-    with sound_strides(network), progress(1.0, "train") as bar, stop_on_interrupt() as stop:
-        for epoch in range(recipe.train.epochs):
-            network.train()
-            order = augmented_batches(train, settings.batch_size, seed=seed, epoch=epoch,
-                                      shift=recipe.data.shift, flip=flip)  # fmt: skip
-            for batch in order:
+    clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
+    with (
+        sound_strides(network), progress(1.0, "train") as bar, stop_on_interrupt() as stop,
+        keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
+    ):  # fmt: skip
+        for epoch in range(clock.epoch, recipe.train.epochs):
+            train_mode(network, freeze_norms=settings.freeze_norms)
+            for batch in feed.epoch(epoch, clock.step - epoch * steps):
                 rate = set_rate(settings, clock.progress)
-                value = train_step(network, batch, settings)
+                value = train_step(network, batch, settings, clock)
                 clock.step += 1
-                log.images += len(batch.targets)
+                log.images += len(batch.ids)
                 if log.due():
                     log.step(clock, rate, value.item())
                     bar.update(clock.progress, log.note(best))
-                if clock.progress >= 1 or stop.requested:
+                ending = clock.progress >= 1 or stop.requested
+                if ending or kept.due():
+                    kept.save()
+                if ending:
                     break
-            log.require_finite(clock, value.item())
-            scores = evaluate(network, dataset, settings.autocast)
-            best.offer(scores, network, clock.step / steps)
+            with settings.average.applied(network):
+                scores = evaluate(network, dataset, settings.autocast)
+                best.offer(scores, network, clock.step / steps)
             log.epoch(clock, clock.step / steps, scores)
+            settings.observe(scores.accuracy)
+            clock.epoch += 1
             stalled = clock.step / steps - best.epoch >= recipe.train.patience
             if clock.progress >= 1 or stop.requested or stalled:
                 break
@@ -133,20 +96,8 @@ def set_rate(settings: Settings, done: float) -> float:
     """Set the learning rate of this step and return it."""
     rate = settings.peak * settings.schedule(done)
     for group in settings.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)
     return rate
-
-
-def train_step(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
-    """Do one optimizer update and return the loss, still on the device."""
-    batch = Batch(*(tensor.to(settings.device, non_blocking=True) for tensor in batch))
-    with settings.autocast():
-        outputs = network(batch.inputs)
-    value = settings.loss(outputs.float(), batch)
-    settings.optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    settings.optimizer.step()
-    return value.detach()
 
 
 def evaluate(network: nn.Module, dataset: Dataset, autocast: Autocast = nullcontext) -> Scores:
@@ -155,67 +106,10 @@ def evaluate(network: nn.Module, dataset: Dataset, autocast: Autocast = nullcont
     return score(logits_of(network_call(network, autocast), valid), valid.targets, split="valid")
 
 
-@dataclass
-class Log:
-    """Writes the step and epoch log, and watches that the loss stays finite."""
-
-    run: Run | None
-    observe: Observe | None
-    images: int = 0
-    last: float = 0.0
-    loss: float = math.nan
-    started: float = field(default_factory=time.monotonic)
-
-    def due(self) -> bool:
-        """Return whether it is time to log a step."""
-        return time.monotonic() - self.last >= LOG_SECONDS
-
-    def step(self, clock: Clock, rate: float, loss: float) -> None:
-        """Log one step."""
-        self.last = time.monotonic()
-        self.require_finite(clock, loss)
-        self.loss = loss
-        self.write(
-            {
-                "step": clock.step,
-                "loss": round(loss, 6),
-                "lr": rate,
-                "progress": round(clock.progress, 4),
-                "seconds": round(clock.seconds, 3),
-            }
-        )
-
-    def epoch(self, clock: Clock, epoch: float, scores: Scores) -> None:
-        """Log the end of an epoch."""
-        self.write({"step": clock.step, "epoch": round(epoch, 3), "valid_accuracy": scores.accuracy,
-                    "seconds": round(clock.seconds, 3)})  # fmt: skip
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row and show it to the observer."""
-        if self.run is not None:
-            self.run.log(**row)
-        if self.observe is not None:
-            self.observe(row)
-
-    def require_finite(self, clock: Clock, loss: float) -> None:
-        """Raise DivergedError for a loss that is no number."""
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss} at step {clock.step}",
-                "lower it with --set train.learning_rate=… (a third is a good try)",
-            )
-
-    def note(self, best: Best) -> str:
-        """Return what the progress line says."""
-        accuracy = f" · valid {100 * best.scores.accuracy:.1f} %" if best.scores else ""
-        return (
-            f"loss {self.loss:.3f}{accuracy} · {self.images / max(1e-9, self.elapsed()):,.0f} img/s"
-        )
-
-    def elapsed(self) -> float:
-        """Seconds since the first step."""
-        return time.monotonic() - self.started
-
-    def speed(self, clock: Clock) -> float:
-        """Images per second over the whole training, evaluation included."""
-        return self.images / max(1e-9, clock.seconds)
+def evaluation_seconds(network: nn.Module, dataset: Dataset, autocast: Autocast) -> float:
+    """Return about how long `evaluate` takes, from one batch of valid."""
+    valid, call = dataset.splits["valid"], network_call(network, autocast)
+    pixels = valid.inputs[:64]
+    started = time.perf_counter()
+    call(pixels)
+    return (time.perf_counter() - started) * len(valid) / len(pixels)

@@ -8,16 +8,26 @@ from typing import Any
 
 from torch import nn
 
-from trimtab.data.dataset import Dataset, open_dataset
-from trimtab.errors import Interrupted, UsageError
+from trimtab.data.dataset import Dataset, dataset_of, open_dataset
+from trimtab.errors import UsageError
 from trimtab.machine.device import device_name, seed_everything
+from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
 from trimtab.records.files import locked, write_json, write_text
-from trimtab.records.recipe import ModelSection, Recipe, as_recipe
-from trimtab.records.run import Run, start_run, update_facts, whole_or_gone
+from trimtab.records.recipe import Recipe, as_recipe
+from trimtab.records.run import (
+    Run,
+    open_run,
+    require_no_run,
+    start_run,
+    update_facts,
+    whole_or_gone,
+)
 from trimtab.records.schema import Schema
+from trimtab.records.sections import ModelSection
 from trimtab.records.target import parse_duration
 from trimtab.train.flip import settle_flip
+from trimtab.train.initial import set_first_weights
 from trimtab.train.loop import TrainResult, train_network
 
 SMALL_SIDE = 64
@@ -33,19 +43,93 @@ def train(
     `data` is what `check` takes; `model` a user's own module that takes float pixels normalised
     per channel (N, C, H, W) and returns logits (N, K); `budget` a duration such as "10m", which
     ends the training within 10 % even where epochs are left. Raises TrimtabError; after Ctrl-C the
-    run is complete on disk and Interrupted is raised.
+    run is complete on disk and Interrupted is raised, after SIGTERM Preempted.
     """
     recipe = as_recipe(recipe)
     seconds = parse_duration(budget) if budget is not None else None
     dataset = open_dataset(data, recipe, seed=seed)
     recipe = with_model(recipe, dataset.schema, model)
+    if out is not None and is_run(out):
+        return again(Run(Path(out)), dataset, recipe, model=model, seed=seed)
     run = start_run(out, kind="train", label=recipe.model.name, recipe=recipe, seed=seed)
-    with locked(run.path), whole_or_gone(run.path):
+    with stoppable(), locked(run.path), whole_or_gone(run.path):
         train_into(run, dataset, recipe, model=model, budget_seconds=seconds, seed=seed)
+    return ended(run)
+
+
+def resume(
+    run: Run | str | Path, *, epochs: int | None = None, data: Any = None,
+    model: nn.Module | None = None,
+) -> Run:  # fmt: skip
+    """Go on with a training from its newest checkpoint, to the same bits as without the break.
+
+    A finished one goes on where `epochs` says more than it had; its schedule then runs over all of
+    them. `data` where they have moved, `model` where the run was trained from a user's own module.
+    Raises UsageError for a run that `train` did not make and for one that is finished,
+    MachineError where all its checkpoints are damaged.
+    """
+    run = open_run(run)
+    if run.facts["kind"] != "train":
+        raise UsageError(f"{run.path} was made by {run.facts['kind']}, and only trainings resume",
+                         "repeat the command that made it")  # fmt: skip
+    recipe = run.recipe
+    if epochs is not None:
+        recipe = recipe.override(train__epochs=epochs)
+    if run.facts.get("status") == "finished" and recipe.train.epochs <= run.recipe.train.epochs:
+        raise UsageError(f"{run.path} is finished after {run.recipe.train.epochs} epochs",
+                         "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
+    if model is not None:
+        adopt_module(model)
+    dataset = dataset_of(run, data)
+    with stoppable(), locked(run.path):
+        go_on(run, dataset, recipe, model=model)
+    return ended(run)
+
+
+def again(run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None, seed: int) -> Run:
+    """Resume an unfinished run by the command that began it; raises UsageError for another one."""
+    if run.facts["kind"] != "train" or run.facts.get("status") == "finished":
+        require_no_run(run.path)
+    told = {"seed": seed, "data": dataset.fingerprint, **flat(recipe)}
+    kept = {"seed": run.facts["seed"], **flat(run.recipe)}
+    if (run.path / "data.json").exists():
+        kept["data"] = run.data["fingerprint"]
+    changed = [f"{key} is {kept[key]!r}, got {told[key]!r}" for key in told.keys() & kept.keys()
+               if told[key] not in ("auto", kept[key])]  # fmt: skip
+    if changed:
+        raise UsageError(f"{run.path} holds another training: {'; '.join(sorted(changed)[:3])}",
+                         "choose another folder with --out, or resume it as it is")  # fmt: skip
+    with stoppable(), locked(run.path):
+        go_on(run, dataset, run.recipe, model=model)
+    return ended(run)
+
+
+def go_on(run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None) -> None:
+    """Train on in a run folder, as its first training was told to."""
+    facts = {key: value for key, value in run.facts.items() if key != "status"}
+    write_json(run.path / "run.json", facts)
+    train_into(run, dataset, recipe, model=model, budget_seconds=facts.get("budget_seconds"),
+               seed=facts["seed"])  # fmt: skip
+
+
+def ended(run: Run) -> Run:
+    """Return `run`; raises Interrupted or Preempted where a signal ended it."""
     if run.facts["status"] == "interrupted":
-        raise Interrupted(f"stopped by Ctrl-C; the best weights so far are in {run.path}",
-                          "prune, quantize and export take this folder")  # fmt: skip
+        raise stopped(f"the best weights so far are in {run.path}",
+                      f"go on with `trimtab resume {run.path}`")  # fmt: skip
     return run
+
+
+def is_run(path: str | Path) -> bool:
+    """Return whether a folder holds a run, finished or not."""
+    return (Path(path) / "run.json").is_file()
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Return the choices of a recipe by `section.field`."""
+    sections = recipe.model_dump(mode="json", exclude={"version"})
+    return {f"{section}.{field}": value for section, fields in sections.items()
+            for field, value in fields.items()}  # fmt: skip
 
 
 def with_model(recipe: Recipe, schema: Schema, model: nn.Module | None) -> Recipe:
@@ -63,23 +147,38 @@ def with_model(recipe: Recipe, schema: Schema, model: nn.Module | None) -> Recip
 
 def train_into(
     run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None = None,
-    budget_seconds: float | None = None, seed: int = 0,
+    budget_seconds: float | None = None, seed: int = 0, resumable: bool = True,
 ) -> TrainResult:  # fmt: skip
-    """Train the recipe's network and fill the started `run` with weights and measurements."""
+    """Train the recipe's network and fill the started `run` with weights and measurements.
+
+    It goes on from the newest checkpoint in the run; a `resumable` one writes them.
+    """
     write_json(run.path / "data.json", dataset.describe(run.path))
     write_json(run.path / "findings.json", [f.model_dump() for f in dataset.findings])
     seed_everything(seed)
     network = build(dataset.schema, recipe, model)
-    started = time.monotonic()
-    trial = FLIP_SHARE * budget_seconds if budget_seconds is not None else None
-    recipe = settle_flip(network, dataset, recipe, run, seed=seed, budget_seconds=trial)
+    set_first_weights(network, dataset.splits["train"], recipe)
+    left = budget_seconds
+    if recipe.augment.flip == "auto":
+        recipe, left = settle(run, network, dataset, recipe, seed=seed, seconds=budget_seconds)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
-    left = None
-    if budget_seconds is not None:
-        left = max(0.0, budget_seconds - (time.monotonic() - started))
-    result = train_network(network, dataset, recipe, run, seed=seed, budget_seconds=left)
+    update_facts(run, budget_seconds=left, resumable=resumable)
+    resolved = recipe.override(**run.facts.get("resolved", {}))
+    result = train_network(network, dataset, resolved, run, seed=seed, budget_seconds=left)
     finish(run, network, result, dataset)
     return result
+
+
+def settle(
+    run: Run, network: nn.Module, dataset: Dataset, recipe: Recipe, *, seed: int,
+    seconds: float | None,
+) -> tuple[Recipe, float | None]:  # fmt: skip
+    """Decide by trial whether to flip; return the settled recipe and the seconds left."""
+    started = time.monotonic()
+    trial = FLIP_SHARE * seconds if seconds is not None else None
+    recipe = settle_flip(network, dataset, recipe, run, seed=seed, budget_seconds=trial)
+    left = None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
+    return recipe, left
 
 
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:

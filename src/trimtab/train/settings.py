@@ -3,81 +3,162 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.data.dataset import Dataset
-from trimtab.errors import DataError
+from trimtab.errors import DataError, UsageError
 from trimtab.machine.device import best_device
-from trimtab.machine.probe import Autocast, autocast_for, probe_precision
+from trimtab.machine.probe import LAYOUTS, WAYS, Autocast, Way, autocast_for, probe
+from trimtab.models.build import macs_and_params
 from trimtab.models.strided import sound_strides
-from trimtab.records.recipe import Recipe
+from trimtab.records.recipe import Recipe, fields_of
+from trimtab.records.sections import RegularizeSection
 from trimtab.registry import lookup
-from trimtab.train.losses import LOSSES, Loss
-from trimtab.train.optimizers import OPTIMIZERS, PEAK_LEARNING_RATE, parameter_groups
-from trimtab.train.schedules import SCHEDULES, Schedule
+from trimtab.train.average import Average, start_average
+from trimtab.train.losses import LOSSES, Loss, balanced_weights
+from trimtab.train.optimizers import PEAK_LEARNING_RATE, find_optimizer, parameter_groups
+from trimtab.train.schedules import (
+    SCHEDULES,
+    Plateau,
+    Schedule,
+    with_floor,
+    with_settings,
+    with_warmup,
+)
 
 MIN_STEPS_PER_EPOCH = 40
 SMALLEST_BATCH, LARGEST_BATCH = 32, 128
-PROBE_BATCH = 64
+PROBE_MACS = 4e9  # of a batch: about 128 small pictures, a few large ones
 UNKNOWN_OPTIMIZER_RATE = 1e-3
+DECOUPLED, DECOUPLED_DECAY, COUPLED_DECAY = {"adamw", "lion"}, 0.05, 5e-4
+SCHEDULE_FIELDS = ("cycles", "gamma", "milestones", "power", "plateau_patience")
+LOSS_FIELDS = {
+    "label_smoothing": "regularize.label_smoothing", "class_weights": "train.class_weights",
+    "gamma": "train.focal_gamma", "delta": "train.huber_delta", "q": "train.quantile",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Settings:
-    """What the loop is called with."""
+    """What the loop is called with; `micro_batch` alone changes, where memory runs out."""
 
     device: torch.device
-    precision: str
+    way: Way
     autocast: Autocast
     batch_size: int
+    micro_batch: int
     peak: float
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    plateau: Plateau | None
     loss: Loss
-    probed: dict[str, float]
+    average: Average
+    regularize: RegularizeSection
+    resolution: tuple[float, ...]
+    hard_fraction: float
+    freeze_norms: bool
+    probed: dict[Way, float]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that are trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def observe(self, score: float) -> None:
+        """Tell a schedule that listens what an epoch reached."""
+        if self.plateau is not None:
+            self.plateau.observe(score)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Those of them with two dimensions or more: no norms, no biases."""
+        return [parameter for parameter in self.parameters if parameter.ndim > 1]
+
+    @property
+    def precision(self) -> str:
+        """`fp32` or `bf16`."""
+        return self.way.precision
 
 
 def resolve(network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | None) -> Settings:
     """Choose device, precision, layout, batch size and learning rate, and build the parts."""
     device = best_device()
     network.to(device)
-    network.to(memory_format=torch.channels_last)
-    precision, probed = resolve_precision(network, dataset, recipe, device)
-    peak = peak_learning_rate(recipe)
+    set_norms(network, recipe)
+    way, probed = resolve_way(network, dataset, recipe, device)
+    peak, size = peak_learning_rate(recipe), resolve_batch_size(recipe, dataset)
+    optimizer = build_optimizer(network, recipe, peak)
+    schedule = build_schedule(recipe)
+    micro = recipe.train.micro_batch
     return Settings(
-        device=device,
-        precision=precision,
-        autocast=autocast_for(precision, device),
-        batch_size=resolve_batch_size(recipe, len(dataset.splits["train"])),
-        peak=peak,
-        optimizer=build_optimizer(network, recipe, peak),
-        schedule=lookup("schedule", SCHEDULES, recipe.train.schedule),
-        loss=loss or build_loss(recipe),
-        probed=probed,
-    )
+        device=device, way=way, autocast=autocast_for(way.precision, device),
+        batch_size=size, micro_batch=size if micro == "auto" else min(micro, size), peak=peak,
+        optimizer=optimizer, schedule=outer_schedule(recipe, schedule),
+        plateau=schedule if isinstance(schedule, Plateau) else None,
+        loss=loss or build_loss(recipe, dataset, device),
+        average=build_average(network, recipe),
+        regularize=recipe.regularize,
+        resolution=recipe.train.resolution, hard_fraction=recipe.train.hard_fraction,
+        freeze_norms=recipe.model.freeze_norms, probed=probed,
+    )  # fmt: skip
 
 
-def resolve_precision(
+def resolve_way(
     network: nn.Module, dataset: Dataset, recipe: Recipe, device: torch.device
-) -> tuple[str, dict[str, float]]:
-    """Return the recipe's precision, or the faster one by a probe on a random batch."""
-    if recipe.train.precision != "auto":
-        return recipe.train.precision, {}
-    rows = max(2, min(PROBE_BATCH, len(dataset.splits["train"])))
+) -> tuple[Way, dict[Way, float]]:
+    """Return the recipe's precision and layout, what it leaves open by a probe on random pixels."""
+    wanted = (recipe.train.precision, recipe.train.layout)
+    ways = [
+        way for way in WAYS if all(w in ("auto", own) for w, own in zip(wanted, way, strict=True))
+    ]
+    if len(ways) < 2:
+        way = ways[0] if ways else Way(*wanted)
+        network.to(memory_format=LAYOUTS[way.layout])
+        return way, {}
+    macs, _ = macs_and_params(network, dataset.schema)
+    most = min(recipe_batch(recipe), len(dataset.splits["train"]))
+    rows = max(2, min(most, int(PROBE_MACS / max(macs, 1))))
     inputs = torch.rand(rows, *dataset.schema.input_shape, device=device).mul_(255)
-    network.train()
+    train_mode(network, freeze_norms=recipe.model.freeze_norms)
     with sound_strides(network):
-        return probe_precision(network, inputs.contiguous(memory_format=torch.channels_last))
+        return probe(network, inputs, ways)
 
 
-def resolve_batch_size(recipe: Recipe, samples: int) -> int:
+def recipe_batch(recipe: Recipe) -> int:
+    """Return the recipe's batch size, the largest usual one where it is left open."""
+    size = recipe.train.batch_size
+    return LARGEST_BATCH if size == "auto" else size
+
+
+def set_norms(network: nn.Module, recipe: Recipe) -> None:
+    """Give the recipe's momentum to every batch norm."""
+    if recipe.model.norm_momentum != "auto":
+        for norm in norms_of(network):
+            norm.momentum = recipe.model.norm_momentum
+
+
+def train_mode(network: nn.Module, *, freeze_norms: bool) -> None:
+    """Put `network` into training mode, batch norms left out where they are frozen."""
+    network.train()
+    if freeze_norms:
+        for norm in norms_of(network):
+            norm.eval()
+
+
+def norms_of(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """Return the batch norms."""
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def resolve_batch_size(recipe: Recipe, dataset: Dataset) -> int:
     """Return samples per step: 32 to 128, so that an epoch has 40 steps where that is possible."""
+    samples = len(dataset.splits["train"])
     if recipe.train.batch_size != "auto":
         size = recipe.train.batch_size
     else:
@@ -97,20 +178,65 @@ def peak_learning_rate(recipe: Recipe) -> float:
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe, peak: float) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer over two parameter groups."""
-    part = lookup("optimizer", OPTIMIZERS, recipe.train.optimizer)
-    groups = parameter_groups(network, recipe.regularize.weight_decay)
-    settings = {"lr": peak, "momentum": recipe.train.momentum}
-    return accepting(part, settings)(groups)  # type: ignore[no-any-return]
+    """Build the recipe's optimizer over its parameter groups."""
+    name, decay = recipe.train.optimizer, recipe.regularize.weight_decay
+    if decay == "auto":
+        decay = DECOUPLED_DECAY if name.lower() in DECOUPLED else COUPLED_DECAY
+    groups = parameter_groups(network, weight_decay=decay, bias_rate=recipe.train.bias_rate)
+    part = find_optimizer(name)
+    taken = accepted(part, recipe, name, {"momentum": "train.momentum"})
+    return part(groups, lr=peak, **taken)
 
 
-def build_loss(recipe: Recipe) -> Loss:
-    """Build the recipe's loss."""
-    part = lookup("loss", LOSSES, recipe.train.loss)
-    return accepting(part, {"label_smoothing": recipe.regularize.label_smoothing})
+def build_schedule(recipe: Recipe) -> Schedule:
+    """Build the recipe's schedule with those of its settings that it takes."""
+    name = recipe.train.schedule
+    part = lookup("schedule", SCHEDULES, name)
+    fields = {field: f"train.{field}" for field in SCHEDULE_FIELDS}
+    return with_settings(part, accepted(part, recipe, name, fields))
 
 
-def accepting(part: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
-    """Bind those `settings` that `part` names as parameters."""
-    names = inspect.signature(part).parameters
-    return partial(part, **{key: value for key, value in settings.items() if key in names})
+def outer_schedule(recipe: Recipe, schedule: Schedule) -> Schedule:
+    """Put the recipe's warm-up in front of `schedule` and its floor below it."""
+    return with_warmup(with_floor(schedule, recipe.train.final_rate), recipe.train.warmup)
+
+
+def build_average(network: nn.Module, recipe: Recipe) -> Average:
+    """Start the recipe's average of the weights."""
+    decay = recipe.train.average_decay
+    return start_average(network, recipe.train.average, decay=None if decay == "auto" else decay,
+                         every=recipe.train.average_every)  # fmt: skip
+
+
+def build_loss(recipe: Recipe, dataset: Dataset, device: torch.device) -> Loss:
+    """Build the recipe's loss with those of its settings that it takes."""
+    name = recipe.train.loss
+    part = lookup("loss", LOSSES, name)
+    settings = accepted(part, recipe, name, LOSS_FIELDS)
+    if "class_weights" in settings:
+        weights = None
+        if recipe.train.class_weights == "balanced":
+            targets = dataset.splits["train"].targets
+            weights = balanced_weights(targets, len(dataset.schema.classes)).to(device)
+        settings["class_weights"] = weights
+    return partial(part, **settings)
+
+
+def accepted(
+    part: Callable[..., Any], recipe: Recipe, name: str, fields: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the recipe's value of each of `fields` (parameter: section.field) that `part` takes.
+
+    Raises UsageError for one that was changed and is not taken: nothing is ignored in silence.
+    """
+    known, found = inspect.signature(part).parameters, {}
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
+    for parameter, place in fields.items():
+        section, field = place.split(".")
+        value = getattr(getattr(recipe, section), field)
+        if parameter in known:
+            found[parameter] = value
+        elif value != fields_of(section)[field].default and not takes_all:
+            raise UsageError(f"{name} takes no {parameter}, and the recipe sets {place} to {value}",
+                             f"leave out {place}, or choose another part than {name}")  # fmt: skip
+    return found

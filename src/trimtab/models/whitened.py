@@ -1,0 +1,71 @@
+"""Networks that learn small pictures fast: a whitened first layer and wide, max-pooled stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from trimtab.models.blocks import halvings, scaled
+from trimtab.records.schema import Schema
+
+MOST_DIRECTIONS = 64  # filters of the first layer at the most
+
+
+def whitened_cnn(
+    schema: Schema, channels: Sequence[int], *, width: float = 1.0, dropout: float = 0.0
+) -> nn.Module:
+    """Build a first layer of small patches and stages of two convolutions, globally max-pooled.
+
+    Each stage pools between its first convolution and its norm, where that costs least; norms keep
+    weights of 1 and learn biases. Any input of 8 pixels or more runs, also smaller than `schema`'s.
+    Shape after Jordan 2024 (2404.00498), section 3 and appendix A. The first layer is the one
+    that `model.whiten` sets; its number of filters is twice that of a patch's values, at most 64.
+    """
+    halved = max(0, halvings(schema) - len(channels))
+    size = max(2, 2**halved)
+    inputs = min(2 * schema.channels * size * size, MOST_DIRECTIONS)
+    network = nn.Sequential()
+    network.add_module("patches", nn.Conv2d(schema.channels, inputs, size, stride=2**halved))
+    network.add_module("act", nn.GELU())
+    pooled = min(halvings(schema), len(channels))
+    for index, wanted in enumerate(channels):
+        outputs = scaled(wanted, width)
+        network.add_module(f"stage{index + 1}", stage(inputs, outputs, pool=index < pooled))
+        inputs = outputs
+    network.add_module("pool", nn.AdaptiveMaxPool2d(1))
+    network.add_module("flatten", nn.Flatten(1))
+    network.add_module("dropout", nn.Dropout(dropout))
+    classifier = nn.Linear(inputs, len(schema.classes), bias=False)
+    nn.init.normal_(classifier.weight, std=1 / inputs)
+    network.add_module("classifier", classifier)
+    return network
+
+
+def stage(inputs: int, outputs: int, *, pool: bool) -> nn.Sequential:
+    """Build convolution, pooling, norm, GELU, convolution, norm, GELU."""
+    layers = nn.Sequential()
+    layers.add_module("conv1", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
+    if pool:
+        layers.add_module("pool", nn.MaxPool2d(2))
+    layers.add_module("norm1", nn.BatchNorm2d(outputs))
+    layers.add_module("act1", nn.GELU())
+    layers.add_module("conv2", nn.Conv2d(outputs, outputs, 3, padding=1, bias=False))
+    layers.add_module("norm2", nn.BatchNorm2d(outputs))
+    layers.add_module("act2", nn.GELU())
+    return layers
+
+
+def wcnn_small(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+    """Build a whitened net of 32, 64 and 64 channels, about 120 thousand parameters."""
+    return whitened_cnn(schema, (32, 64, 64), width=width, dropout=dropout)
+
+
+def wcnn_medium(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+    """Build a whitened net of 64, 128 and 128 channels, about 560 thousand parameters."""
+    return whitened_cnn(schema, (64, 128, 128), width=width, dropout=dropout)
+
+
+def wcnn_large(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+    """Build a whitened net of 64, 256 and 256 channels, about 2 million parameters."""
+    return whitened_cnn(schema, (64, 256, 256), width=width, dropout=dropout)

@@ -1,0 +1,72 @@
+"""First weights that spare a training its first epochs: whitened patches, identities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.data.dataset import Split, batches
+from trimtab.errors import UsageError
+from trimtab.models.build import Network
+from trimtab.records.recipe import Recipe
+
+PICTURES = 5000
+BATCH = 500
+FLOOR = 5e-4  # of a direction's variance, so that flat ones are not blown up
+
+
+def set_first_weights(network: Network, train: Split, recipe: Recipe) -> None:
+    """Change fresh weights in place as `model.whiten` and `model.identity` say."""
+    if recipe.model.identity:
+        pass_on(network)
+    if recipe.model.whiten:
+        whiten(network, train)
+
+
+@torch.no_grad()
+def pass_on(network: nn.Module) -> None:
+    """Let the first filters of every convolution but the first return their own inputs.
+
+    Filters beyond the inputs keep their random weights; depthwise and strided ones all do. Source:
+    Jordan 2024 (2404.00498), section 3.3.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for layer in layers[1:]:
+        odd = all(size % 2 for size in layer.kernel_size)
+        if layer.groups == 1 and layer.stride == (1, 1) and odd:
+            nn.init.dirac_(layer.weight[: layer.in_channels])
+
+
+@torch.no_grad()
+def whiten(network: Network, train: Split) -> None:
+    """Set the first convolution to the principal directions of train patches, and freeze it.
+
+    Each direction comes scaled to unit variance, with both signs, the strongest first, as far as
+    there are filters. Sources: Page 2018, "How to train your ResNet 8"; Jordan 2024 (2404.00498),
+    section 3.2. Raises UsageError where the first layer is no plain convolution.
+    """
+    layer = next((m for m in network.body.modules() if isinstance(m, nn.Conv2d)), None)
+    if layer is None or layer.in_channels != train.inputs.shape[3]:
+        raise UsageError("model.whiten needs a network whose first layer is a convolution of the "
+                         "pictures", "leave model.whiten off, or choose wcnn_medium")  # fmt: skip
+    values, directions = torch.linalg.eigh(patch_covariance(network, layer, train))
+    scaled = (directions / (values + FLOOR).sqrt()).T.flip(0)  # (patch values, patch values)
+    filters = scaled.reshape(-1, *layer.weight.shape[1:])
+    half = min(len(filters), layer.out_channels // 2)
+    layer.weight[:half] = filters[:half]
+    layer.weight[half : 2 * half] = -filters[:half]
+    layer.weight.requires_grad_(False)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def patch_covariance(network: Network, layer: nn.Conv2d, train: Split) -> Tensor:
+    """Return the second moments of the patches that `layer` sees, over some train pictures."""
+    count, total = 0, torch.zeros(())
+    some = Split(train.inputs[:PICTURES], train.targets[:PICTURES], train.ids[:PICTURES])
+    for batch in batches(some, BATCH):
+        pictures = network.normalize.cpu()(batch.inputs)
+        patches = nn.functional.unfold(pictures, layer.kernel_size)
+        rows = patches.transpose(1, 2).reshape(-1, patches.shape[1]).double()
+        total, count = total + rows.T @ rows, count + len(rows)
+    return (total / count).float()

@@ -1,0 +1,121 @@
+"""Keep a training: what a checkpoint holds of it, and how it goes on from one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from trimtab.machine.progress import say
+from trimtab.records.recipe import Recipe
+from trimtab.records.run import Run, update_facts
+from trimtab.train.checkpoint import Checkpoint, Checkpoints
+from trimtab.train.log import Best, Clock, Log
+from trimtab.train.settings import Settings
+from trimtab.train.state import restore_training, training_state
+
+FOLDER = "checkpoints"
+LOGS = ("metrics.jsonl", "ledger.jsonl")
+
+
+@dataclass
+class Keeper:
+    """Saves and restores one training; without `checkpoints` it does neither."""
+
+    network: nn.Module
+    settings: Settings
+    clock: Clock
+    best: Best
+    log: Log
+    checkpoints: Checkpoints | None = None
+
+    def due(self) -> bool:
+        """Return whether it is time for a checkpoint."""
+        return self.checkpoints is not None and self.checkpoints.due()
+
+    def save(self) -> None:
+        """Copy the whole state; it is written beside the training."""
+        if self.checkpoints is None:
+            return
+        groups = {"best": self.best.weights, "average": self.settings.average.tensors()}
+        full = {name: tensors for name, tensors in groups.items() if tensors}
+        tensors, facts = training_state(self.network, self.settings.optimizer,
+                                        facts=self.facts(), groups=full)  # fmt: skip
+        self.checkpoints.save(self.clock.step, tensors, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is no tensor."""
+        clock, best, plateau = self.clock, self.best, self.settings.plateau
+        return {
+            "step": clock.step, "epoch": clock.epoch, "seconds": clock.seconds,
+            "images": self.log.images, "micro_batch": self.settings.micro_batch,
+            "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark},
+            "average": self.settings.average.facts(),
+            "plateau": plateau.state() if plateau else None,
+            "lengths": lengths(self.log.run),
+        }  # fmt: skip
+
+    def restore(self, found: Checkpoint) -> None:
+        """Go on from a checkpoint; what was logged after it is dropped."""
+        facts = found.facts
+        lost = restore_training(found, self.network, self.settings.optimizer)
+        if lost:
+            say(f"warning: random generators of another machine are not here: {', '.join(lost)}")
+        clock, best = self.clock, self.best
+        clock.step, clock.epoch, clock.earlier = facts["step"], facts["epoch"], facts["seconds"]
+        best.accuracy, best.epoch = facts["best"]["accuracy"], facts["best"]["epoch"]
+        best.mark = facts["best"]["mark"]
+        best.weights = found.tensors("best") if "best" in found.groups else {}
+        self.log.images = facts["images"]
+        self.log.since = (self.log.since[0], facts["images"])
+        self.settings.micro_batch = facts["micro_batch"]
+        average = found.tensors("average") if "average" in found.groups else {}
+        self.settings.average.restore(average, facts["average"])
+        if self.settings.plateau is not None:
+            self.settings.plateau.restore(facts["plateau"])
+        rewind(self.log.run, facts["lengths"])
+        say(f"going on from step {found.step:,} ({100 * clock.progress:.0f} % done)")
+
+
+@contextmanager
+def keeper(
+    recipe: Recipe, network: nn.Module, settings: Settings, *, clock: Clock, best: Best, log: Log
+) -> Iterator[Keeper]:
+    """Keep a training whose run is `resumable`, going on from the newest checkpoint there."""
+    kept = Keeper(network, settings, clock, best, log)
+    if log.run is None or not log.run.facts.get("resumable"):
+        yield kept
+        return
+    if "begun" not in log.run.facts:
+        update_facts(log.run, begun=lengths(log.run), resolved={
+            "train__precision": settings.way.precision, "train__layout": settings.way.layout,
+            "train__batch_size": settings.batch_size,
+        })  # fmt: skip
+    every = recipe.train.checkpoint_seconds
+    with Checkpoints(log.run.path / FOLDER, every_seconds=every) as kept.checkpoints:
+        found = kept.checkpoints.newest()
+        if found is not None:
+            kept.restore(found)
+        else:
+            rewind(log.run, log.run.facts["begun"])
+        yield kept
+
+
+def lengths(run: Run | None) -> dict[str, int]:
+    """Return the bytes of the append-only files of a run."""
+    if run is None:
+        return {}
+    paths = {name: run.path / name for name in LOGS}
+    return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
+
+
+def rewind(run: Run | None, known: dict[str, int]) -> None:
+    """Cut the append-only files back to the lengths they had."""
+    for name in LOGS if run is not None else ():
+        path = run.path / name  # type: ignore[union-attr]
+        if path.exists():
+            os.truncate(path, min(known.get(name, 0), path.stat().st_size))

@@ -1,0 +1,121 @@
+"""What a training knows of itself: how far it is, the best so far, its log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from trimtab.measure.quality import Scores
+from trimtab.records.run import Run
+
+Observe = Callable[[dict[str, Any]], None]
+LOG_SECONDS = 0.5
+SAVING_SECONDS = 0.5
+FINAL_EVALUATIONS = 1.2  # how long ending takes, in evaluations
+
+
+@dataclass
+class Clock:
+    """How far a training is: by steps, or by time where the budget is the tighter bound.
+
+    `step` counts updates and `epoch` the epochs that were evaluated; `reserved` seconds are kept
+    for the last evaluations; `earlier` were used before the training was resumed.
+    """
+
+    budget_seconds: float | None
+    total_steps: int = 1
+    step: int = 0
+    epoch: int = 0
+    earlier: float = 0.0
+    reserved: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return self.earlier + time.monotonic() - self.started
+
+    @property
+    def progress(self) -> float:
+        """Fraction done in [0, 1]."""
+        by_time = 0.0
+        if self.budget_seconds is not None:
+            by_time = self.seconds / max(1e-9, self.budget_seconds - self.reserved)
+        return min(1.0, max(self.step / self.total_steps, by_time))
+
+    def reserve(self, evaluation_seconds: float) -> None:
+        """Keep time for what comes after the last step: evaluations and saving."""
+        wanted = 2 * FINAL_EVALUATIONS * evaluation_seconds + SAVING_SECONDS
+        self.reserved = min(wanted, 0.5 * (self.budget_seconds or 0.0))
+
+
+@dataclass
+class Best:
+    """The best weights so far, by accuracy on valid, the later of equals.
+
+    `epoch` is that of the last gain of more than `min_delta`.
+    """
+
+    min_delta: float = 0.0
+    accuracy: float = -1.0
+    epoch: float = 0.0
+    mark: float = -1.0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, scores: Scores, network: nn.Module, epoch: float) -> None:
+        """Keep these weights if none were better."""
+        if scores.accuracy > self.mark + self.min_delta:
+            self.mark, self.epoch = scores.accuracy, epoch
+        if scores.accuracy >= self.accuracy:
+            self.accuracy = scores.accuracy
+            self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+
+@dataclass
+class Log:
+    """Writes the step and epoch log."""
+
+    run: Run | None
+    observe: Observe | None
+    images: int = 0
+    last: float = 0.0
+    loss: float = math.nan
+    since: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
+
+    def due(self) -> bool:
+        """Return whether it is time to log a step."""
+        return time.monotonic() - self.last >= LOG_SECONDS
+
+    def step(self, clock: Clock, rate: float, loss: float) -> None:
+        """Log one step."""
+        self.last, self.loss = time.monotonic(), loss
+        self.write({"step": clock.step, "loss": round(loss, 6), "lr": rate, "progress":
+                    round(clock.progress, 4), "seconds": round(clock.seconds, 3)})  # fmt: skip
+
+    def epoch(self, clock: Clock, epoch: float, scores: Scores) -> None:
+        """Log the end of an epoch."""
+        self.write({"step": clock.step, "epoch": round(epoch, 3), "valid_accuracy": scores.accuracy,
+                    "seconds": round(clock.seconds, 3)})  # fmt: skip
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row and show it to the observer."""
+        if self.run is not None:
+            self.run.log(**row)
+        if self.observe is not None:
+            self.observe(row)
+
+    def note(self, best: Best) -> str:
+        """Return what the progress line says."""
+        accuracy = f" · valid {100 * best.accuracy:.1f} %" if best.accuracy >= 0 else ""
+        started, images = self.since
+        speed = (self.images - images) / max(1e-9, time.monotonic() - started)
+        return f"loss {self.loss:.3f}{accuracy} · {speed:,.0f} img/s"
+
+    def speed(self, clock: Clock) -> float:
+        """Images per second over the whole training, evaluation included."""
+        return self.images / max(1e-9, clock.seconds)

@@ -1,0 +1,133 @@
+"""One optimizer update: the batch as it is learnt from, its gradients, the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trimtab.data.dataset import Batch
+from trimtab.errors import DivergedError, MachineError, UsageError
+from trimtab.machine.progress import say
+from trimtab.train.gradients import are_finite, ascend, clip, l1_penalty
+from trimtab.train.log import Clock
+from trimtab.train.settings import Settings
+
+SMALLEST_SIDE = 8
+SHOWN = 8
+NO_MEMORY = "can't allocate memory"  # how torch says it on a processor
+
+
+def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Clock) -> Tensor:
+    """Do one optimizer update and return the loss of the batch, still on the device.
+
+    Raises DivergedError before the update where the loss or a gradient is no finite number.
+    """
+    batch = resized(batch, settings.resolution, clock.progress)
+    batch = hardest(network, batch, settings)
+    value = gradients_of(network, batch, settings)
+    if settings.regularize.sharpness > 0:
+        undo = ascend(settings.parameters, settings.regularize.sharpness)
+        gradients_of(network, batch, settings)
+        undo()
+    l1_penalty(settings.weights, settings.regularize.l1)
+    require_finite(value, settings.parameters, batch, clock.step + 1)
+    clip(settings.parameters, norm=settings.regularize.clip_norm,
+         value=settings.regularize.clip_value)  # fmt: skip
+    settings.optimizer.step()
+    settings.average.update(network, clock.progress)
+    return value
+
+
+def resized(batch: Batch, resolution: tuple[float, ...], progress: float) -> Batch:
+    """Return the batch at the side that belongs to `progress`, averaged over what is left out."""
+    if not resolution:
+        return batch
+    share = resolution[min(int(progress * len(resolution)), len(resolution) - 1)]
+    if share == 1:
+        return batch
+    height, width = (max(SMALLEST_SIDE, round(side * share)) for side in batch.inputs.shape[2:])
+    inputs = functional.interpolate(batch.inputs, (height, width), mode="bilinear", antialias=True)
+    return batch._replace(inputs=inputs.contiguous(memory_format=torch.channels_last))
+
+
+def hardest(network: nn.Module, batch: Batch, settings: Settings) -> Batch:
+    """Return the samples of largest loss, as many as the recipe's share of the batch says.
+
+    Source: Jiang et al. 2019 (1910.00762), with the share fixed.
+    """
+    count = max(2, round(settings.hard_fraction * len(batch.ids)))
+    if count >= len(batch.ids):
+        return batch
+    with torch.no_grad(), settings.autocast():
+        outputs = network(batch.inputs)
+    losses = settings.loss(outputs.float(), batch)
+    if losses.ndim != 1:
+        raise UsageError(f"train.hard_fraction needs a loss per sample, got {tuple(losses.shape)}",
+                         "let your loss return (N,) without its mean")  # fmt: skip
+    rows = losses.topk(count).indices.sort().values
+    inputs = batch.inputs[rows].contiguous(memory_format=torch.channels_last)
+    return Batch(inputs, batch.targets[rows], batch.ids[rows])
+
+
+def gradients_of(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
+    """Fill the gradients of a whole batch, in smaller passes where memory does not hold it."""
+    while True:
+        try:
+            return accumulate(network, batch, settings)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY not in str(error):
+                raise
+            shrink(settings, error)
+
+
+def shrink(settings: Settings, error: RuntimeError) -> None:
+    """Halve the samples of a pass; raises MachineError where it cannot be less."""
+    settings.optimizer.zero_grad(set_to_none=True)
+    if settings.micro_batch <= 2:
+        raise MachineError("memory does not hold two samples of this network",
+                           "choose a smaller network or data.image_size") from error  # fmt: skip
+    settings.micro_batch = (settings.micro_batch + 1) // 2
+    if settings.device.type == "cuda":
+        torch.cuda.empty_cache()
+    say(f"memory is short: {settings.micro_batch} samples at a time, the same batch per step")
+
+
+def accumulate(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
+    """Add the gradients of all passes of a batch and return its loss."""
+    settings.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=settings.device)
+    for part, share in passes(batch, settings.micro_batch):
+        with settings.autocast():
+            outputs = network(part.inputs)
+        value = settings.loss(outputs.float(), part).mean()
+        (value if share == 1 else value * share).backward()
+        total += value.detach() * share
+    return total
+
+
+def passes(batch: Batch, size: int) -> Iterator[tuple[Batch, float]]:
+    """Yield parts of about `size` samples, none of them alone, each with its share of the batch."""
+    count = len(batch.ids)
+    if size >= count:
+        yield batch, 1.0
+        return
+    number = max(1, min(-(-count // size), count // 2))
+    bounds = [round(index * count / number) for index in range(number + 1)]
+    for start, end in pairwise(bounds):
+        yield Batch(*(tensor[start:end] for tensor in batch)), (end - start) / count
+
+
+def require_finite(value: Tensor, parameters: list[Tensor], batch: Batch, step: int) -> None:
+    """Raise DivergedError, with the rows of the batch, where loss or gradients are not finite."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if bool(are_finite([value, *gradients])):
+        return
+    what = "a gradient is" if bool(value.isfinite()) else f"the loss is {value.item()},"
+    rows = ", ".join(str(row) for row in batch.ids[:SHOWN].tolist())
+    more = ", …" if len(batch.ids) > SHOWN else ""
+    raise DivergedError(f"step {step}: {what} not finite, with train samples {rows}{more}",
+                        "lower train.learning_rate (a third is a good try)")  # fmt: skip

@@ -1,0 +1,65 @@
+"""First weights: whitened patches have unit variance, identities pass their inputs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab.data.dataset import batch_of
+from trimtab.errors import UsageError
+from trimtab.models.build import Network, build
+from trimtab.records.recipe import read_recipe
+from trimtab.train.initial import pass_on, set_first_weights, whiten
+from trimtab.train.run import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_whitened_patches_have_unit_variance_and_no_correlation(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = build(tiny_dataset.schema, tiny_recipe.override(model__name="wcnn_small"))
+    train = tiny_dataset.splits["train"]
+    whiten(network, train)
+    layer = network.body.patches
+    pictures = network.normalize(batch_of(train, torch.arange(len(train)).numpy()).inputs)
+    found = layer(pictures).transpose(0, 1).flatten(1)
+    count = len(found) // 2
+    moments = found[:count] @ found[:count].T / found.shape[1]
+    torch.testing.assert_close(moments.diag(), torch.ones(count), atol=0.05, rtol=0)
+    assert (moments - moments.diag().diag()).abs().max() < 0.05
+    torch.testing.assert_close(found[count:], -found[:count])
+    assert not layer.weight.requires_grad
+
+
+def test_identity_convolutions_return_their_inputs_first() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1, bias=False)
+    )
+    first = network[0].weight.detach().clone()
+    pass_on(network)
+    features = torch.rand(2, 4, 5, 5)
+    torch.testing.assert_close(network[1](features)[:, :4], features)
+    assert network[1].weight[4:].any()
+    assert torch.equal(network[0].weight, first)
+
+
+def test_network_without_a_first_convolution_cannot_be_whitened(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Network(tiny_dataset.schema, nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    recipe = tiny_recipe.override(model__whiten=True)
+    with pytest.raises(UsageError, match=r"model\.whiten"):
+        set_first_weights(network, tiny_dataset.splits["train"], recipe)
+
+
+def test_the_recipe_for_small_pictures_learns_the_digits(tiny_dataset: Any, tmp_path: Path) -> None:
+    recipe = read_recipe(ROOT / "recipes" / "cifar10.yaml")
+    small = recipe.override(model__width=0.125, train__batch_size=32, augment__flip=False,
+                            train__epochs=5, train__resolution=())  # fmt: skip
+    run = train(tiny_dataset, recipe=small, out=tmp_path / "r")
+    assert (run.measured("accuracy") or {})["value"] > 0.8

@@ -1,0 +1,159 @@
+"""A training that was stopped goes on to the same bits; nothing that was reached is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trimtab.errors import Interrupted, MachineError, Preempted, UsageError
+from trimtab.records.run import Run, open_run
+from trimtab.train import loop
+from trimtab.train.checkpoint import Checkpoints
+from trimtab.train.run import resume, train
+
+EPOCHS = 3
+Stop = Callable[[int], None]
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Stop:
+    """Send this process a signal after a number of updates."""
+
+    def arrange(updates: int, number: int = signal.SIGINT) -> None:
+        done = 0
+        real = loop.train_step
+
+        def step(*given: Any) -> Any:
+            nonlocal done
+            done += 1
+            value = real(*given)
+            if done == updates:
+                os.kill(os.getpid(), number)
+            return value
+
+        monkeypatch.setattr(loop, "train_step", step)
+
+    return arrange
+
+
+def recipe_of(tiny_recipe: Any, **changes: Any) -> Any:
+    settled = {"augment__flip": True, "train__precision": "fp32", "train__layout": "contiguous"}
+    return tiny_recipe.override(train__epochs=EPOCHS, **{**settled, **changes})
+
+
+def state_of(run: Run) -> dict[str, torch.Tensor]:
+    """Return all tensors of the newest checkpoint and of the final weights."""
+    from safetensors.torch import load_file
+
+    with Checkpoints(run.path / "checkpoints") as kept:
+        found = kept.newest()
+    assert found is not None
+    tensors = {f"{g}.{k}": v for g in found.groups for k, v in found.tensors(g).items()}
+    return tensors | load_file(run.weights)
+
+
+def log_of(run: Run) -> list[tuple[Any, ...]]:
+    """Return what the epochs reached, without the time they took."""
+    return [(r["step"], r["epoch"], r["valid_accuracy"]) for r in run.metrics if "epoch" in r]
+
+
+def assert_same(first: Run, second: Run) -> None:
+    one, two = state_of(first), state_of(second)
+    assert one.keys() == two.keys()
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+    assert log_of(first) == log_of(second)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__average": "ema", "model__dropout": 0.2, "augment__rotate": 10},
+        {"train__optimizer": "sgd", "train__micro_batch": 10, "train__average": "lookahead"},
+        {"train__precision": "bf16", "train__optimizer": "muon", "augment__flip": "alternating"},
+        {"train__schedule": "plateau", "train__plateau_patience": 1, "train__average": "swa"},
+    ],
+    ids=["plain", "ema-dropout", "accumulated-lookahead", "bf16-muon", "plateau-swa"],
+)
+@pytest.mark.parametrize("updates", [3, "epoch"])
+def test_stopped_and_resumed_training_equals_the_uninterrupted_one(
+    changes: dict[str, Any], updates: int | str, tiny_dataset: Any, tiny_recipe: Any,
+    tmp_path: Path, stop_at: Stop,
+) -> None:  # fmt: skip
+    recipe = recipe_of(tiny_recipe, **changes)
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole", seed=3)
+    steps = next(row["step"] for row in whole.metrics if "epoch" in row)
+    stop_at(steps if updates == "epoch" else int(updates))
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "parts", seed=3)
+    parts = resume(tmp_path / "parts", data=tiny_dataset)
+    assert_same(whole, parts)
+
+
+def test_sigterm_saves_and_says_so_with_its_own_exit_code(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    stop_at(2, signal.SIGTERM)
+    with pytest.raises(Preempted, match="resume") as caught:
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    assert caught.value.exit_code == 75
+    run = resume(tmp_path / "r", data=tiny_dataset)
+    assert run.facts["status"] == "finished"
+
+
+def test_the_same_command_again_resumes_and_another_one_is_refused(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    recipe, out = recipe_of(tiny_recipe), tmp_path / "r"
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe, out=out)
+    other = recipe.override(train__learning_rate=0.5)
+    with pytest.raises(UsageError, match=r"train.learning_rate is .*, got 0.5"):
+        train(tiny_dataset, recipe=other, out=out)
+    with pytest.raises(UsageError, match="seed is 0, got 1"):
+        train(tiny_dataset, recipe=recipe, out=out, seed=1)
+    assert train(tiny_dataset, recipe=recipe, out=out).facts["status"] == "finished"
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(tiny_dataset, recipe=recipe, out=out)
+
+
+def test_finished_training_resumes_only_with_more_epochs(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    run = train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    with pytest.raises(UsageError, match="is finished after 3 epochs"):
+        resume(run, data=tiny_dataset)
+    longer = resume(run, data=tiny_dataset, epochs=EPOCHS + 2)
+    assert longer.recipe.train.epochs == EPOCHS + 2
+    assert [epoch for _, epoch, _ in log_of(longer)] == [1, 2, 3, 4, 5]
+
+
+def test_moved_run_resumes(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert resume(tmp_path / "there", data=tiny_dataset).facts["status"] == "finished"
+
+
+def test_damaged_checkpoints_are_never_passed_over_in_silence(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    for file in (tmp_path / "r" / "checkpoints").glob("*/weights.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(MachineError, match="damaged"):
+        resume(tmp_path / "r", data=tiny_dataset)
+    assert open_run(tmp_path / "r").metrics

@@ -1,0 +1,210 @@
+"""One update does what the recipe says, in every combination of its switches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab.data.dataset import Batch
+from trimtab.errors import DivergedError, MachineError, UsageError
+from trimtab.models.build import build
+from trimtab.train import update
+from trimtab.train.log import Clock
+from trimtab.train.loop import set_rate, train_network
+from trimtab.train.settings import resolve
+from trimtab.train.update import accumulate, gradients_of, passes, resized, train_step
+
+
+class Flat(nn.Module):
+    """A network without norms, which sees batches of any side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 10)
+        self.sides: list[int] = []
+        self.sizes: list[int] = []
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.sides.append(pixels.shape[-1])
+        self.sizes.append(len(pixels))
+        return self.layer(pixels.mean((2, 3)) / 255)
+
+
+def batch_of(count: int = 12, side: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(count, 1, side, side, generator=generator) * 255
+    return Batch(pixels, torch.arange(count) % 10, torch.arange(count) + 100)
+
+
+def settled(network: nn.Module, dataset: Any, recipe: Any, **changes: Any) -> Any:
+    fixed = {"train__precision": "fp32", "train__layout": "contiguous"}
+    return resolve(network, dataset, recipe.override(**fixed, **changes), None)
+
+
+def clock_at(progress: float) -> Clock:
+    return Clock(None, total_steps=100, step=round(100 * progress))
+
+
+def test_small_passes_add_up_to_the_gradient_of_the_whole_batch(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe)
+    whole = accumulate(network, batch_of(), settings)
+    wanted = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    settings.micro_batch = 5
+    network.sizes.clear()
+    parts = accumulate(network, batch_of(), settings)
+    assert network.sizes == [4, 4, 4]
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close([p.grad for p in network.parameters()], wanted)
+
+
+@pytest.mark.parametrize(("count", "size"), [(7, 2), (5, 4), (9, 8), (3, 1), (64, 64), (65, 2)])
+def test_no_pass_holds_a_single_sample_and_none_is_lost(count: int, size: int) -> None:
+    found = list(passes(batch_of(count), size))
+    assert all(len(part.ids) > 1 for part, _ in found)
+    assert torch.cat([part.ids for part, _ in found]).tolist() == batch_of(count).ids.tolist()
+    assert sum(share for _, share in found) == pytest.approx(1)
+
+
+def test_memory_that_runs_out_halves_the_passes_and_keeps_the_batch(
+    tiny_dataset: Any, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe, train__batch_size=12)
+    wanted = accumulate(network, batch_of(), settings)
+    real = accumulate
+
+    def greedy(network: nn.Module, batch: Batch, settings: Any) -> Tensor:
+        if settings.micro_batch > 3:
+            raise torch.OutOfMemoryError
+        return real(network, batch, settings)
+
+    monkeypatch.setattr(update, "accumulate", greedy)
+    torch.testing.assert_close(gradients_of(network, batch_of(), settings), wanted)
+    assert settings.micro_batch == 3
+
+    def never(*given: Any) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(update, "accumulate", never)
+    with pytest.raises(MachineError, match="two samples"):
+        gradients_of(network, batch_of(), settings)
+
+
+def test_other_errors_of_a_network_are_not_taken_for_a_lack_of_memory(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    settings = settled(Flat(), tiny_dataset, tiny_recipe)
+    with pytest.raises(RuntimeError, match=r"size mismatch|cannot be multiplied"):
+        gradients_of(nn.Linear(3, 3), batch_of(), settings)
+
+
+@pytest.mark.parametrize(("progress", "side"), [(0.0, 16), (0.34, 24), (0.99, 32)])
+def test_resolution_grows_with_progress(progress: float, side: int) -> None:
+    batch = batch_of(4, 32)
+    found = resized(batch, (0.5, 0.75, 1.0), progress)
+    assert found.inputs.shape[2:] == (side, side)
+    assert found.inputs.mean() == pytest.approx(batch.inputs.mean().item(), rel=0.02)
+
+
+def test_only_the_samples_of_largest_loss_are_learnt_from(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe, train__hard_fraction=0.25)
+    batch = batch_of()
+    losses = settings.loss(network(batch.inputs), batch)
+    found = update.hardest(network, batch, settings)
+    assert len(found.ids) == 3
+    assert set((found.ids - 100).tolist()) == set(losses.topk(3).indices.tolist())
+
+
+def test_own_loss_without_samples_cannot_pick_hard_ones(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe, train__hard_fraction=0.5)
+    settings.loss = lambda outputs, batch: outputs.mean()
+    with pytest.raises(UsageError, match="hard_fraction"):
+        train_step(network, batch_of(), settings, clock_at(0))
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_update_that_is_not_finite_is_refused_before_it_happens(
+    where: str, tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe)
+    before = network.layer.weight.detach().clone()
+    if where == "loss":
+        settings.loss = lambda outputs, batch: outputs.sum(1) * torch.nan
+    else:
+        network.layer.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(DivergedError, match=f"step 41: .*{where}.* 100, 101, .*, …") as caught:
+        train_step(network, batch_of(), settings, clock_at(0.4))
+    assert caught.value.exit_code == 7
+    assert torch.equal(network.layer.weight, before)
+
+
+def test_clipping_bounds_the_step_and_l1_pulls_weights_to_zero(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    plain = {"train__optimizer": "sgd", "train__momentum": 0, "regularize__weight_decay": 0}
+    moved = {}
+    for name, changes in {
+        "clipped": {"regularize__clip_norm": 1e-3}, "free": {}, "sparse": {"regularize__l1": 10.0},
+    }.items():  # fmt: skip
+        torch.manual_seed(0)
+        network = Flat()
+        settings = settled(network, tiny_dataset, tiny_recipe, **plain, **changes)
+        before = network.layer.weight.detach().clone()
+        set_rate(settings, 0.2)
+        train_step(network, batch_of(), settings, clock_at(0.2))
+        moved[name] = (network.layer.weight.detach() - before, before)
+    assert moved["clipped"][0].norm() <= 0.1 * 1e-3 * 1.01 < moved["free"][0].norm()
+    pull = moved["sparse"][0] - moved["free"][0]
+    torch.testing.assert_close(pull, -0.1 * 10 * moved["sparse"][1].sign())
+
+
+def test_sharpness_aware_step_takes_the_gradient_uphill(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe, regularize__sharpness=0.5)
+    network.sizes.clear()
+    train_step(network, batch_of(), settings, clock_at(0.1))
+    assert network.sizes == [12, 12]
+
+
+def test_frozen_norms_keep_their_statistics_and_others_do_not(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    kept = {}
+    for freeze in (True, False):
+        recipe = tiny_recipe.override(train__epochs=1, model__freeze_norms=freeze)
+        network = build(tiny_dataset.schema, recipe)
+        train_network(network, tiny_dataset, recipe, None)
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        kept[freeze] = all(not norm.running_mean.any() for norm in norms)
+    assert kept == {True: True, False: False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"train__loss": "mse", "regularize__label_smoothing": 0.2}, "label_smoothing"),
+        ({"train__focal_gamma": 3}, "train.focal_gamma"),
+        ({"train__schedule": "cosine", "train__cycles": 5}, "train.cycles"),
+        ({"train__optimizer": "adagrad", "train__momentum": 0.5}, "train.momentum"),
+    ],
+)
+def test_setting_that_the_chosen_part_does_not_take_is_refused(
+    changes: dict[str, Any], place: str, tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    with pytest.raises(UsageError, match=place):
+        settled(Flat(), tiny_dataset, tiny_recipe, **changes)
