@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from trimtab.errors import Interrupted, MachineError, Preempted, UsageError
+from trimtab.records.finding import Finding
 from trimtab.records.run import Run, open_run
 from trimtab.train import loop
 from trimtab.train.checkpoint import Checkpoints
@@ -120,6 +122,10 @@ def test_the_same_command_again_resumes_and_another_one_is_refused(
         train(tiny_dataset, recipe=other, out=out)
     with pytest.raises(UsageError, match="seed is 0, got 1"):
         train(tiny_dataset, recipe=recipe, out=out, seed=1)
+    with pytest.raises(UsageError, match=r"budget is None, got 600\.0"):
+        train(tiny_dataset, recipe=recipe, out=out, budget="10m")
+    with pytest.raises(UsageError, match=r"train.precision is 'fp32', got 'auto'"):
+        train(tiny_dataset, recipe=recipe.override(train__precision="auto"), out=out)
     assert train(tiny_dataset, recipe=recipe, out=out).facts["status"] == "finished"
     with pytest.raises(UsageError, match="already holds a run"):
         train(tiny_dataset, recipe=recipe, out=out)
@@ -134,6 +140,51 @@ def test_finished_training_resumes_only_with_more_epochs(
     longer = resume(run, data=tiny_dataset, epochs=EPOCHS + 2)
     assert longer.recipe.train.epochs == EPOCHS + 2
     assert [epoch for _, epoch, _ in log_of(longer)] == [1, 2, 3, 4, 5]
+
+
+def test_training_that_stopped_early_goes_on_from_where_it_was(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    stuck = recipe_of(tiny_recipe, train__patience=1, train__learning_rate=1e-12)
+    run = train(tiny_dataset, recipe=stuck, out=tmp_path / "r")
+    assert run.facts["stopped_early"]
+    before = log_of(run)
+    assert log_of(resume(run, data=tiny_dataset, epochs=9))[: len(before)] == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    run = train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    weights = run.weights.read_bytes()
+    shutil.rmtree(run.path / "checkpoints")
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        resume(run, data=tiny_dataset, epochs=9)
+    assert run.weights.read_bytes() == weights
+    assert run.facts["status"] == "finished"
+
+
+def test_resuming_with_another_module_changes_nothing(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    before = (tmp_path / "r" / "run.json").read_text("utf-8")
+    with pytest.raises(UsageError, match="holds model 'cnn_small'"):
+        resume(tmp_path / "r", data=tiny_dataset, model=torch.nn.Flatten())
+    assert (tmp_path / "r" / "run.json").read_text("utf-8") == before
+
+
+def test_what_was_found_in_the_data_survives_a_resumption(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    finding = Finding(name="duplicates", severity="warning", message="two are the same")
+    dataset = replace(tiny_dataset, findings=(finding,))
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    assert resume(tmp_path / "r").findings == [finding]
 
 
 def test_moved_run_resumes(

@@ -63,6 +63,32 @@ def test_small_passes_add_up_to_the_gradient_of_the_whole_batch(
     torch.testing.assert_close([p.grad for p in network.parameters()], wanted)
 
 
+def test_small_passes_add_up_where_classes_weigh_differently(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe, train__class_weights="balanced")
+    settings.class_weights[:5] = 3.0  # in place: the loss holds the same tensor
+    whole = accumulate(network, batch_of(), settings)
+    wanted = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    settings.micro_batch = 4
+    torch.testing.assert_close(accumulate(network, batch_of(), settings), whole)
+    torch.testing.assert_close([p.grad for p in network.parameters()], wanted)
+
+
+def test_looking_for_hard_samples_leaves_the_statistics_of_norms_alone(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = build(tiny_dataset.schema, tiny_recipe).train()
+    settings = settled(network, tiny_dataset, tiny_recipe, train__hard_fraction=0.5)
+    before = {key: value.clone() for key, value in network.named_buffers() if "mean" in key}
+    found = update.hardest(network, batch_of(), settings)
+    assert len(found.ids) == 6
+    after = dict(network.named_buffers())
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert all(m.momentum == 0.1 for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+
+
 @pytest.mark.parametrize(("count", "size"), [(7, 2), (5, 4), (9, 8), (3, 1), (64, 64), (65, 2)])
 def test_no_pass_holds_a_single_sample_and_none_is_lost(count: int, size: int) -> None:
     found = list(passes(batch_of(count), size))
@@ -201,6 +227,8 @@ def test_frozen_norms_keep_their_statistics_and_others_do_not(
         ({"train__focal_gamma": 3}, "train.focal_gamma"),
         ({"train__schedule": "cosine", "train__cycles": 5}, "train.cycles"),
         ({"train__optimizer": "adagrad", "train__momentum": 0.5}, "train.momentum"),
+        ({"train__optimizer": "adadelta", "train__momentum": 0.5}, "train.momentum"),
+        ({"train__average": "swa", "train__average_decay": 0.9}, "train.average_decay"),
     ],
 )
 def test_setting_that_the_chosen_part_does_not_take_is_refused(

@@ -128,8 +128,10 @@ class Swa(Kept):
 
     @torch.no_grad()
     def update(self, network: nn.Module, progress: float) -> None:
-        """Take the weights of one step, if it is late enough."""
-        if progress >= SWA_START:
+        """Take the weights of one step, if it is late enough; begin anew where it is not yet."""
+        if progress < SWA_START:
+            self.count = 0
+        else:
             self.count += 1
             torch._foreach_lerp_(self.kept, self.live(network), 1 / self.count)
 

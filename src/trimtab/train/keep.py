@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from trimtab.errors import MachineError
 from trimtab.machine.progress import say
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run, update_facts
@@ -19,7 +20,7 @@ from trimtab.train.settings import Settings
 from trimtab.train.state import restore_training, training_state
 
 FOLDER = "checkpoints"
-LOGS = ("metrics.jsonl", "ledger.jsonl")
+LOG = "metrics.jsonl"
 
 
 @dataclass
@@ -37,15 +38,27 @@ class Keeper:
         """Return whether it is time for a checkpoint."""
         return self.checkpoints is not None and self.checkpoints.due()
 
-    def save(self) -> None:
-        """Copy the whole state; it is written beside the training."""
+    def save(self, *, last: bool = False) -> None:
+        """Copy the whole state; it is written beside the training.
+
+        Raises MachineError where there is no room; only warns for the `last` one, since the
+        training is done.
+        """
         if self.checkpoints is None:
             return
+        try:
+            self.checkpoints.save(self.clock.step, *self.state())
+        except MachineError as error:
+            if not last:
+                raise
+            say(f"warning: {error.message}")
+
+    def state(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+        """Return the tensors and the facts of a checkpoint."""
         groups = {"best": self.best.weights, "average": self.settings.average.tensors()}
         full = {name: tensors for name, tensors in groups.items() if tensors}
-        tensors, facts = training_state(self.network, self.settings.optimizer,
-                                        facts=self.facts(), groups=full)  # fmt: skip
-        self.checkpoints.save(self.clock.step, tensors, facts)
+        return training_state(self.network, self.settings.optimizer, facts=self.facts(),
+                              groups=full)  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         """Return what is no tensor."""
@@ -56,7 +69,7 @@ class Keeper:
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark},
             "average": self.settings.average.facts(),
             "plateau": plateau.state() if plateau else None,
-            "lengths": lengths(self.log.run),
+            "logged_bytes": logged_bytes(self.log.run),
         }  # fmt: skip
 
     def restore(self, found: Checkpoint) -> None:
@@ -77,7 +90,7 @@ class Keeper:
         self.settings.average.restore(average, facts["average"])
         if self.settings.plateau is not None:
             self.settings.plateau.restore(facts["plateau"])
-        rewind(self.log.run, facts["lengths"])
+        rewind(self.log.run, facts["logged_bytes"])
         say(f"going on from step {found.step:,} ({100 * clock.progress:.0f} % done)")
 
 
@@ -91,7 +104,7 @@ def keeper(
         yield kept
         return
     if "begun" not in log.run.facts:
-        update_facts(log.run, begun=lengths(log.run), resolved={
+        update_facts(log.run, begun=logged_bytes(log.run), resolved={
             "train__precision": settings.way.precision, "train__layout": settings.way.layout,
             "train__batch_size": settings.batch_size,
         })  # fmt: skip
@@ -101,21 +114,18 @@ def keeper(
         if found is not None:
             kept.restore(found)
         else:
+            kept.checkpoints.require_space(kept.state()[0])
             rewind(log.run, log.run.facts["begun"])
         yield kept
 
 
-def lengths(run: Run | None) -> dict[str, int]:
-    """Return the bytes of the append-only files of a run."""
-    if run is None:
-        return {}
-    paths = {name: run.path / name for name in LOGS}
-    return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
+def logged_bytes(run: Run | None) -> int:
+    """Return the length of the step and epoch log."""
+    path = run.path / LOG if run is not None else None
+    return path.stat().st_size if path is not None and path.exists() else 0
 
 
-def rewind(run: Run | None, known: dict[str, int]) -> None:
-    """Cut the append-only files back to the lengths they had."""
-    for name in LOGS if run is not None else ():
-        path = run.path / name  # type: ignore[union-attr]
-        if path.exists():
-            os.truncate(path, min(known.get(name, 0), path.stat().st_size))
+def rewind(run: Run | None, known: int) -> None:
+    """Cut the step and epoch log back to the length it had."""
+    if run is not None and (path := run.path / LOG).exists():
+        os.truncate(path, min(known, path.stat().st_size))

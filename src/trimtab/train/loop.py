@@ -64,6 +64,7 @@ def train_network(
     ):  # fmt: skip
         for epoch in range(clock.epoch, recipe.train.epochs):
             train_mode(network, freeze_norms=settings.freeze_norms)
+            ending = False
             for batch in feed.epoch(epoch, clock.step - epoch * steps):
                 rate = set_rate(settings, clock.progress)
                 value = train_step(network, batch, settings, clock)
@@ -74,7 +75,7 @@ def train_network(
                     bar.update(clock.progress, log.note(best))
                 ending = clock.progress >= 1 or stop.requested
                 if ending or kept.due():
-                    kept.save()
+                    kept.save(last=ending)
                 if ending:
                     break
             with settings.average.applied(network):
@@ -84,6 +85,8 @@ def train_network(
             settings.observe(scores.accuracy)
             clock.epoch += 1
             stalled = clock.step / steps - best.epoch >= recipe.train.patience
+            if (stalled or stop.requested) and not ending:
+                kept.save(last=True)
             if clock.progress >= 1 or stop.requested or stalled:
                 break
     network.load_state_dict(best.weights)

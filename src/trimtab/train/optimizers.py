@@ -214,15 +214,18 @@ def of_class(kind: Build) -> Build:
     known = inspect.signature(kind).parameters
     betas = known["betas"].default if "betas" in known else ()
 
-    def build(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
-        settings: dict[str, Any] = {}
-        if "momentum" in known:
-            settings["momentum"] = momentum
-        elif isinstance(betas, tuple) and len(betas) == 2:
-            settings["betas"] = (momentum, betas[1])
-        return kind(groups, lr=lr, **settings)
+    def plain(groups: Groups, *, lr: float) -> torch.optim.Optimizer:
+        return kind(groups, lr=lr)
 
-    return build
+    def moving(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
+        return kind(groups, lr=lr, momentum=momentum)
+
+    def averaging(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
+        return kind(groups, lr=lr, betas=(momentum, *betas[1:]))
+
+    if "momentum" in known:
+        return moving
+    return averaging if isinstance(betas, tuple) and betas else plain
 
 
 OPTIMIZERS: dict[str, Build] = {

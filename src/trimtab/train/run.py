@@ -28,10 +28,12 @@ from trimtab.records.sections import ModelSection
 from trimtab.records.target import parse_duration
 from trimtab.train.flip import settle_flip
 from trimtab.train.initial import set_first_weights
+from trimtab.train.keep import FOLDER
 from trimtab.train.loop import TrainResult, train_network
 
 SMALL_SIDE = 64
 FLIP_SHARE = 0.15
+SETTLED = ("augment.flip", "auto")  # the one choice that a run writes down anew
 
 
 def train(
@@ -50,8 +52,9 @@ def train(
     dataset = open_dataset(data, recipe, seed=seed)
     recipe = with_model(recipe, dataset.schema, model)
     if out is not None and is_run(out):
-        return again(Run(Path(out)), dataset, recipe, model=model, seed=seed)
+        return again(Run(Path(out)), dataset, recipe, model=model, seed=seed, budget=seconds)
     run = start_run(out, kind="train", label=recipe.model.name, recipe=recipe, seed=seed)
+    update_facts(run, budget=seconds, budget_seconds=seconds)
     with stoppable(), locked(run.path), whole_or_gone(run.path):
         train_into(run, dataset, recipe, model=model, budget_seconds=seconds, seed=seed)
     return ended(run)
@@ -72,30 +75,48 @@ def resume(
     if run.facts["kind"] != "train":
         raise UsageError(f"{run.path} was made by {run.facts['kind']}, and only trainings resume",
                          "repeat the command that made it")  # fmt: skip
+    require_resumable(run, epochs)
     recipe = run.recipe
     if epochs is not None:
         recipe = recipe.override(train__epochs=epochs)
-    if run.facts.get("status") == "finished" and recipe.train.epochs <= run.recipe.train.epochs:
-        raise UsageError(f"{run.path} is finished after {run.recipe.train.epochs} epochs",
-                         "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
-    if model is not None:
-        adopt_module(model)
+    if model is not None and (got := adopt_module(model)) != recipe.model.name:
+        raise UsageError(f"{run.path} holds model '{recipe.model.name}', got '{got}'",
+                         "pass the module the run was trained from")  # fmt: skip
     dataset = dataset_of(run, data)
+    build(dataset.schema, recipe)  # a model that is not here is told before anything is changed
     with stoppable(), locked(run.path):
+        if run.facts.get("status") == "finished":
+            update_facts(run, budget_seconds=None)  # more epochs are what is asked for now
         go_on(run, dataset, recipe, model=model)
     return ended(run)
 
 
-def again(run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None, seed: int) -> Run:
+def require_resumable(run: Run, epochs: int | None) -> None:
+    """Raise UsageError for an ended run without more to do or without a checkpoint."""
+    facts = run.facts
+    if "status" not in facts:
+        return
+    if facts["status"] == "finished" and (epochs is None or epochs <= facts["epochs"]):
+        raise UsageError(f"{run.path} is finished after {facts['epochs']:g} epochs",
+                         "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
+    if not any((run.path / FOLDER).glob("step-*")):
+        raise UsageError(f"{run.path} holds no checkpoint to go on from",
+                         "trainings inside a fit write none; use `trimtab train`")  # fmt: skip
+
+
+def again(
+    run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None, seed: int,
+    budget: float | None,
+) -> Run:  # fmt: skip
     """Resume an unfinished run by the command that began it; raises UsageError for another one."""
     if run.facts["kind"] != "train" or run.facts.get("status") == "finished":
         require_no_run(run.path)
-    told = {"seed": seed, "data": dataset.fingerprint, **flat(recipe)}
-    kept = {"seed": run.facts["seed"], **flat(run.recipe)}
+    told = {"seed": seed, "budget": budget, "data": dataset.fingerprint, **flat(recipe)}
+    kept = {"seed": run.facts["seed"], "budget": run.facts.get("budget"), **flat(run.recipe)}
     if (run.path / "data.json").exists():
         kept["data"] = run.data["fingerprint"]
     changed = [f"{key} is {kept[key]!r}, got {told[key]!r}" for key in told.keys() & kept.keys()
-               if told[key] not in ("auto", kept[key])]  # fmt: skip
+               if told[key] != kept[key] and (key, told[key]) != SETTLED]  # fmt: skip
     if changed:
         raise UsageError(f"{run.path} holds another training: {'; '.join(sorted(changed)[:3])}",
                          "choose another folder with --out, or resume it as it is")  # fmt: skip
@@ -154,7 +175,8 @@ def train_into(
     It goes on from the newest checkpoint in the run; a `resumable` one writes them.
     """
     write_json(run.path / "data.json", dataset.describe(run.path))
-    write_json(run.path / "findings.json", [f.model_dump() for f in dataset.findings])
+    if not (run.path / "findings.json").exists():
+        write_json(run.path / "findings.json", [f.model_dump() for f in dataset.findings])
     seed_everything(seed)
     network = build(dataset.schema, recipe, model)
     set_first_weights(network, dataset.splits["train"], recipe)

@@ -58,6 +58,7 @@ class Settings:
     schedule: Schedule
     plateau: Plateau | None
     loss: Loss
+    class_weights: Tensor | None
     average: Average
     regularize: RegularizeSection
     resolution: tuple[float, ...]
@@ -94,14 +95,14 @@ def resolve(network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | N
     way, probed = resolve_way(network, dataset, recipe, device)
     peak, size = peak_learning_rate(recipe), resolve_batch_size(recipe, dataset)
     optimizer = build_optimizer(network, recipe, peak)
-    schedule = build_schedule(recipe)
+    schedule, weights = build_schedule(recipe), build_class_weights(recipe, dataset, device)
     micro = recipe.train.micro_batch
     return Settings(
         device=device, way=way, autocast=autocast_for(way.precision, device),
         batch_size=size, micro_batch=size if micro == "auto" else min(micro, size), peak=peak,
         optimizer=optimizer, schedule=outer_schedule(recipe, schedule),
         plateau=schedule if isinstance(schedule, Plateau) else None,
-        loss=loss or build_loss(recipe, dataset, device),
+        loss=loss or build_loss(recipe, weights), class_weights=weights,
         average=build_average(network, recipe),
         regularize=recipe.regularize,
         resolution=recipe.train.resolution, hard_fraction=recipe.train.hard_fraction,
@@ -202,22 +203,29 @@ def outer_schedule(recipe: Recipe, schedule: Schedule) -> Schedule:
 
 
 def build_average(network: nn.Module, recipe: Recipe) -> Average:
-    """Start the recipe's average of the weights."""
-    decay = recipe.train.average_decay
+    """Start the recipe's average of the weights; raises UsageError for a setting it has not."""
+    kind, decay = recipe.train.average, recipe.train.average_decay
+    if decay != "auto" and kind not in ("ema", "lookahead"):
+        raise UsageError(f"average '{kind}' takes no decay, and train.average_decay is {decay}",
+                         "leave it out, or choose ema or lookahead")  # fmt: skip
     return start_average(network, recipe.train.average, decay=None if decay == "auto" else decay,
                          every=recipe.train.average_every)  # fmt: skip
 
 
-def build_loss(recipe: Recipe, dataset: Dataset, device: torch.device) -> Loss:
+def build_class_weights(recipe: Recipe, dataset: Dataset, device: torch.device) -> Tensor | None:
+    """Return the weight of each class (K,), or None where all weigh the same."""
+    if recipe.train.class_weights == "none":
+        return None
+    targets = dataset.splits["train"].targets
+    return balanced_weights(targets, len(dataset.schema.classes)).to(device)
+
+
+def build_loss(recipe: Recipe, weights: Tensor | None) -> Loss:
     """Build the recipe's loss with those of its settings that it takes."""
     name = recipe.train.loss
     part = lookup("loss", LOSSES, name)
     settings = accepted(part, recipe, name, LOSS_FIELDS)
     if "class_weights" in settings:
-        weights = None
-        if recipe.train.class_weights == "balanced":
-            targets = dataset.splits["train"].targets
-            weights = balanced_weights(targets, len(dataset.schema.classes)).to(device)
         settings["class_weights"] = weights
     return partial(part, **settings)
 
@@ -234,9 +242,9 @@ def accepted(
     for parameter, place in fields.items():
         section, field = place.split(".")
         value = getattr(getattr(recipe, section), field)
-        if parameter in known:
+        if parameter in known or takes_all:
             found[parameter] = value
-        elif value != fields_of(section)[field].default and not takes_all:
+        elif value != fields_of(section)[field].default:
             raise UsageError(f"{name} takes no {parameter}, and the recipe sets {place} to {value}",
                              f"leave out {place}, or choose another part than {name}")  # fmt: skip
     return found

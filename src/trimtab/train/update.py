@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,14 @@ from torch.nn import functional
 
 from trimtab.data.dataset import Batch
 from trimtab.errors import DivergedError, MachineError, UsageError
+from trimtab.machine.probe import LAYOUTS
 from trimtab.machine.progress import say
 from trimtab.train.gradients import are_finite, ascend, clip, l1_penalty
 from trimtab.train.log import Clock
-from trimtab.train.settings import Settings
+from trimtab.train.losses import sample_weights
+from trimtab.train.settings import Settings, norms_of
+
+Found = TypeVar("Found")
 
 SMALLEST_SIDE = 8
 SHOWN = 8
@@ -26,8 +32,10 @@ def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Cloc
 
     Raises DivergedError before the update where the loss or a gradient is no finite number.
     """
-    batch = resized(batch, settings.resolution, clock.progress)
-    batch = hardest(network, batch, settings)
+    sized = resized(batch, settings.resolution, clock.progress)
+    batch = retried(lambda: hardest(network, sized, settings), settings)
+    layout = LAYOUTS[settings.way.layout]
+    batch = batch._replace(inputs=batch.inputs.contiguous(memory_format=layout))
     value = gradients_of(network, batch, settings)
     if settings.regularize.sharpness > 0:
         undo = ascend(settings.parameters, settings.regularize.sharpness)
@@ -62,9 +70,9 @@ def hardest(network: nn.Module, batch: Batch, settings: Settings) -> Batch:
     count = max(2, round(settings.hard_fraction * len(batch.ids)))
     if count >= len(batch.ids):
         return batch
-    with torch.no_grad(), settings.autocast():
-        outputs = network(batch.inputs)
-    losses = settings.loss(outputs.float(), batch)
+    with torch.no_grad(), settings.autocast(), held_norms(network):
+        parts = [network(part.inputs).float() for part, _ in passes(batch, settings.micro_batch)]
+    losses = settings.loss(torch.cat(parts), batch)
     if losses.ndim != 1:
         raise UsageError(f"train.hard_fraction needs a loss per sample, got {tuple(losses.shape)}",
                          "let your loss return (N,) without its mean")  # fmt: skip
@@ -75,9 +83,28 @@ def hardest(network: nn.Module, batch: Batch, settings: Settings) -> Batch:
 
 def gradients_of(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
     """Fill the gradients of a whole batch, in smaller passes where memory does not hold it."""
+    return retried(lambda: accumulate(network, batch, settings), settings)
+
+
+@contextmanager
+def held_norms(network: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms as they are inside the block."""
+    norms = norms_of(network)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
+def retried(work: Callable[[], Found], settings: Settings) -> Found:
+    """Return what `work` returns, in smaller passes after each time that memory runs out."""
     while True:
         try:
-            return accumulate(network, batch, settings)
+            return work()
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY not in str(error):
                 raise
@@ -100,7 +127,7 @@ def accumulate(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
     """Add the gradients of all passes of a batch and return its loss."""
     settings.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=settings.device)
-    for part, share in passes(batch, settings.micro_batch):
+    for part, share in passes(batch, settings.micro_batch, settings.class_weights):
         with settings.autocast():
             outputs = network(part.inputs)
         value = settings.loss(outputs.float(), part).mean()
@@ -109,8 +136,14 @@ def accumulate(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
     return total
 
 
-def passes(batch: Batch, size: int) -> Iterator[tuple[Batch, float]]:
-    """Yield parts of about `size` samples, none of them alone, each with its share of the batch."""
+def passes(
+    batch: Batch, size: int, class_weights: Tensor | None = None
+) -> Iterator[tuple[Batch, float]]:
+    """Yield parts of about `size` samples, none of them alone, each with its share of the batch.
+
+    A share is one of samples, or of their weights where classes weigh differently: so the parts'
+    losses, each a weighted mean, add up to that of the batch.
+    """
     count = len(batch.ids)
     if size >= count:
         yield batch, 1.0
@@ -118,7 +151,12 @@ def passes(batch: Batch, size: int) -> Iterator[tuple[Batch, float]]:
     number = max(1, min(-(-count // size), count // 2))
     bounds = [round(index * count / number) for index in range(number + 1)]
     for start, end in pairwise(bounds):
-        yield Batch(*(tensor[start:end] for tensor in batch)), (end - start) / count
+        part = Batch(*(tensor[start:end] for tensor in batch))
+        share = (end - start) / count
+        if class_weights is not None:
+            own, whole = (sample_weights(b.targets, class_weights).sum() for b in (part, batch))
+            share = float(own / whole)
+        yield part, share
 
 
 def require_finite(value: Tensor, parameters: list[Tensor], batch: Batch, step: int) -> None:
