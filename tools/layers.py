@@ -15,9 +15,14 @@ FLOORS = (
     {"train", "export"},
     {"tune", "compress"},
     {"plan"},
-    {"__init__", "__main__", "cli", "serve"},
+    {"__init__", "__main__", "cli", "console", "serve"},
 )  # from the ground up
-DOORS = {("cli", "__init__"), ("serve", "__init__"), ("__main__", "cli")}  # ways in on one floor
+DOORS = {
+    ("cli", "__init__"),
+    ("serve", "__init__"),
+    ("__main__", "cli"),
+    ("cli", "console"),
+}  # ways in on one floor
 SAFE_LOADERS = {"yaml.SafeLoader", "RecipeLoader"}  # the second is a subclass of the first
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager"}
 

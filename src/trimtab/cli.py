@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trimtab.console import emit, harmless_lines, leave, show_plan, show_run, verdict_lines
 from trimtab.errors import TrimtabError
-from trimtab.machine.interrupt import stopped
-from trimtab.machine.progress import OUTPUT, harmless, say
+from trimtab.machine.progress import OUTPUT, harmless
 
 if TYPE_CHECKING:
     from trimtab.records.recipe import Recipe
@@ -92,33 +90,6 @@ def finish_fit(run: Any) -> None:
         print(f"artifact: {run.path / 'artifact'}\nreport:   {run.path / 'report.html'}")
     if not verdict["target_met"]:
         raise typer.Exit(EXIT_STARVED if verdict["starved"] else EXIT_MISSED)
-
-
-def verdict_lines(verdict: dict[str, Any]) -> str:
-    """Return the verdict for a terminal."""
-    from trimtab.records.target import show
-
-    head = "target met" if verdict["target_met"] else f"target missed: {verdict['binding']} binds"
-    lines = [f"{head} (judged on {verdict['split']}, {verdict['seconds']:.0f} s)"]
-    for clause in verdict["clauses"]:
-        mark = "ok    " if clause["met"] else "missed"
-        lines.append(f"  {mark} {clause['metric']} {show(clause['metric'], clause['got'])} "
-                     f"({clause['op']} {show(clause['metric'], clause['wanted'])})")  # fmt: skip
-    return "\n".join(lines)
-
-
-def show_plan(planned: dict[str, Any]) -> None:
-    """Print what a fit would do."""
-    from trimtab.records.table import screen_line
-
-    if OUTPUT.json:
-        return emit(planned)
-    print(f"target: {planned['target']}\nsplits: {planned['splits']}\ninput:  {planned['input']}")
-    for row in planned["screen"]:
-        print("  " + harmless(screen_line(row)))
-    shares = ", ".join(f"{k} {v}" for k, v in planned["at_most_seconds"].items())
-    print(f"seconds at the most: {shares}")
-    return None
 
 
 @app.command()
@@ -297,32 +268,6 @@ def read_choices(recipe: Path | None, settings: list[str] | None) -> Recipe:
     return apply_settings(chosen, settings or [])
 
 
-def show_run(run: Any) -> None:
-    """Print a run's path and its accuracy; raise Interrupted where a signal ended it."""
-    if run.facts.get("status") == "interrupted":
-        raise stopped(f"what was reached is in {run.path}")
-    accuracy = run.measured("accuracy") or {}
-    if OUTPUT.json:
-        return emit({"run": str(run.path), "accuracy": accuracy.get("value"), "facts": run.facts})
-    if accuracy:
-        print(
-            f"accuracy on {accuracy['split']}: {100 * accuracy['value']:.1f} % "
-            f"({100 * accuracy['low']:.1f}-{100 * accuracy['high']:.1f}, n={accuracy['n']})"
-        )
-    print(f"run: {run.path}")
-    return None
-
-
-def emit(value: dict[str, Any]) -> None:
-    """Print one JSON object."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
-
-
-def harmless_lines(text: str) -> str:
-    """Return text without control characters, line by line."""
-    return "\n".join(harmless(line) for line in text.split("\n"))
-
-
 def main() -> None:
     """Run the command line and turn errors into one message and an exit code."""
     try:
@@ -336,12 +281,3 @@ def main() -> None:
             raise
         what = f"internal error: {type(error).__name__}: {error}"
         leave(TrimtabError(what, "set TRIMTAB_DEBUG=1 for the traceback, and please report it"), 1)
-
-
-def leave(error: TrimtabError, code: int) -> NoReturn:
-    """Print an error for people on stderr, or as JSON on stdout, and exit."""
-    if OUTPUT.json or "--json" in sys.argv:
-        emit({"error": error.message, "hint": error.hint, "exit_code": code})
-    OUTPUT.quiet = False
-    say(f"error: {error}")
-    sys.exit(code)

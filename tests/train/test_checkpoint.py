@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,6 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
     "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.01, max_iter=2),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_failpoint_stays_armed() -> Iterator[None]:
-    yield
-    failpoints.arm(None)
 
 
 def state_at(step: int) -> dict[str, dict[str, Tensor]]:

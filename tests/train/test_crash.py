@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,12 +39,6 @@ def save(step, count=50, wait=True):
     if wait:
         checkpoints.wait()
 """
-
-
-@pytest.fixture(autouse=True)
-def no_failpoint_stays_armed() -> Iterator[None]:
-    yield
-    failpoints.arm(None)
 
 
 def state_at(step: int) -> dict[str, dict[str, Tensor]]:

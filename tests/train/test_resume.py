@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.errors import Interrupted, MachineError, Preempted, UsageError
+from trimtab.errors import DivergedError, Interrupted, MachineError, Preempted, UsageError
 from trimtab.records.finding import Finding
 from trimtab.records.run import Run, open_run
 from trimtab.train import loop
@@ -185,6 +185,23 @@ def test_what_was_found_in_the_data_survives_a_resumption(
     with pytest.raises(Interrupted):
         train(dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
     assert resume(tmp_path / "r").findings == [finding]
+
+
+def test_extension_that_fails_leaves_the_finished_run_finished(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    weights = run.weights.read_bytes()
+
+    def diverges(*given: Any) -> Any:
+        raise DivergedError("step 99: the loss is nan, not finite")
+
+    monkeypatch.setattr(loop, "train_step", diverges)
+    with pytest.raises(DivergedError):
+        resume(run, data=tiny_dataset, epochs=9)
+    assert run.facts["status"] == "finished"
+    assert run.weights.read_bytes() == weights
+    assert run.measured("accuracy")
 
 
 def test_moved_run_resumes(

@@ -203,8 +203,14 @@ def test_sharpness_aware_step_takes_the_gradient_uphill(
     network = Flat()
     settings = settled(network, tiny_dataset, tiny_recipe, regularize__sharpness=0.5)
     network.sizes.clear()
+    before = network.layer.weight.detach().clone()
+    settings.optimizer.step = lambda: None
     train_step(network, batch_of(), settings, clock_at(0.1))
     assert network.sizes == [12, 12]
+    assert torch.equal(network.layer.weight, before), "the ascent is taken back"
+    uphill = network.layer.weight.grad.clone()
+    accumulate(network, batch_of(), settings)
+    assert not torch.equal(network.layer.weight.grad, uphill)
 
 
 def test_frozen_norms_keep_their_statistics_and_others_do_not(
@@ -229,6 +235,8 @@ def test_frozen_norms_keep_their_statistics_and_others_do_not(
         ({"train__optimizer": "adagrad", "train__momentum": 0.5}, "train.momentum"),
         ({"train__optimizer": "adadelta", "train__momentum": 0.5}, "train.momentum"),
         ({"train__average": "swa", "train__average_decay": 0.9}, "train.average_decay"),
+        ({"train__average": "ema", "train__average_every": 3}, "train.average_every"),
+        ({"augment__policy_strength": 0.5}, "augment.policy_strength"),
     ],
 )
 def test_setting_that_the_chosen_part_does_not_take_is_refused(

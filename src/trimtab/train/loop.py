@@ -57,7 +57,8 @@ def train_network(
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     steps, stalled = len(feed), False
     clock.total_steps = steps * recipe.train.epochs
-    clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
+    if budget_seconds is not None:
+        clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
     with (
         sound_strides(network), progress(1.0, "train") as bar, stop_on_interrupt() as stop,
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
@@ -113,6 +114,7 @@ def evaluation_seconds(network: nn.Module, dataset: Dataset, autocast: Autocast)
     """Return about how long `evaluate` takes, from one batch of valid."""
     valid, call = dataset.splits["valid"], network_call(network, autocast)
     pixels = valid.inputs[:64]
+    call(pixels)  # the first call prepares kernels
     started = time.perf_counter()
     call(pixels)
     return (time.perf_counter() - started) * len(valid) / len(pixels)

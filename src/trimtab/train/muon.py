@@ -6,11 +6,13 @@ filters are those of Jordan's cifar10-airbench.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trimtab.train.groupwise import Groupwise
 
 Groups = list[dict[str, Any]]
 OTHER, HIDDEN, SCALE_FREE = "other", "hidden", "scale_free"
@@ -21,7 +23,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 RATES = {SCALE_FREE: 1.0, HIDDEN: 0.1, OTHER: 0.5}  # of the peak, which is for scale-free weights
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Groupwise):
     """Step along the orthogonal matrix nearest to the Nesterov momentum of each hidden weight.
 
     A group with `orthogonal` holds weights (out, ...), seen as matrices (out, the rest); their
@@ -39,19 +41,10 @@ class Muon(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(groups, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Do one step with the gradients that are there."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [one for one in group["params"] if one.grad is not None]
-            if parameters:
-                move = self.orthogonal_step if group["orthogonal"] else self.plain_step
-                move(parameters, group)
-        return loss
+    def move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Move the parameters of one group, by the rule of their role."""
+        rule = self.orthogonal_step if group["orthogonal"] else self.plain_step
+        rule(parameters, group)
 
     def orthogonal_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Move hidden weights."""

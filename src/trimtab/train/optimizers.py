@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import UsageError
 from trimtab.registry import did_you_mean, lookup
+from trimtab.train.groupwise import Groupwise
 from trimtab.train.muon import LAYERS, NORMS, OTHER, Groups, Muon, roles_of, split_by_role
 
 Build = Callable[..., torch.optim.Optimizer]
@@ -120,7 +121,7 @@ def muon(
                 iterations=iterations)  # fmt: skip
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(Groupwise):
     """Step by the sign of b1 m + (1 - b1) g, then m ← b2 m + (1 - b2) g; decay is decoupled.
 
     Chen et al. 2023, algorithm 2. All state is tensors, shaped as the weights. The moves are
@@ -138,19 +139,6 @@ class Lion(torch.optim.Optimizer):
         """Come back from a copy, without the memory of the moves."""
         super().__setstate__(state)
         self.moves = {}
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Do one step with the gradients that are there."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [one for one in group["params"] if one.grad is not None]
-            if parameters:
-                self.move(parameters, group)
-        return loss
 
     def move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Move the parameters of one group."""

@@ -127,10 +127,16 @@ def again(
 
 def go_on(run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None) -> None:
     """Train on in a run folder, as its first training was told to."""
-    facts = {key: value for key, value in run.facts.items() if key != "status"}
+    before = run.facts
+    facts = {key: value for key, value in before.items() if key != "status"}
     write_json(run.path / "run.json", facts)
-    train_into(run, dataset, recipe, model=model, budget_seconds=facts.get("budget_seconds"),
-               seed=facts["seed"])  # fmt: skip
+    try:
+        train_into(run, dataset, recipe, model=model, budget_seconds=facts.get("budget_seconds"),
+                   seed=facts["seed"])  # fmt: skip
+    except Exception:
+        if "status" in before:
+            update_facts(run, status=before["status"])  # its weights are as they were
+        raise
 
 
 def ended(run: Run) -> Run:

@@ -38,6 +38,11 @@ PROBE_MACS = 4e9  # of a batch: about 128 small pictures, a few large ones
 UNKNOWN_OPTIMIZER_RATE = 1e-3
 DECOUPLED, DECOUPLED_DECAY, COUPLED_DECAY = {"adamw", "lion"}, 0.05, 5e-4
 SCHEDULE_FIELDS = ("cycles", "gamma", "milestones", "power", "plateau_patience")
+HEARD_BY = {  # field: the choice it belongs to, and those of its values that make no use of it
+    "train.average_decay": ("average", {"none", "swa"}),
+    "train.average_every": ("average", {"none", "swa", "ema"}),
+    "augment.policy_strength": ("policy", {"none", "trivialaugment"}),
+}
 LOSS_FIELDS = {
     "label_smoothing": "regularize.label_smoothing", "class_weights": "train.class_weights",
     "gamma": "train.focal_gamma", "delta": "train.huber_delta", "q": "train.quantile",
@@ -89,6 +94,7 @@ class Settings:
 
 def resolve(network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | None) -> Settings:
     """Choose device, precision, layout, batch size and learning rate, and build the parts."""
+    require_heard(recipe)
     device = best_device()
     network.to(device)
     set_norms(network, recipe)
@@ -203,11 +209,8 @@ def outer_schedule(recipe: Recipe, schedule: Schedule) -> Schedule:
 
 
 def build_average(network: nn.Module, recipe: Recipe) -> Average:
-    """Start the recipe's average of the weights; raises UsageError for a setting it has not."""
-    kind, decay = recipe.train.average, recipe.train.average_decay
-    if decay != "auto" and kind not in ("ema", "lookahead"):
-        raise UsageError(f"average '{kind}' takes no decay, and train.average_decay is {decay}",
-                         "leave it out, or choose ema or lookahead")  # fmt: skip
+    """Start the recipe's average of the weights."""
+    decay = recipe.train.average_decay
     return start_average(network, recipe.train.average, decay=None if decay == "auto" else decay,
                          every=recipe.train.average_every)  # fmt: skip
 
@@ -228,6 +231,18 @@ def build_loss(recipe: Recipe, weights: Tensor | None) -> Loss:
     if "class_weights" in settings:
         settings["class_weights"] = weights
     return partial(part, **settings)
+
+
+def require_heard(recipe: Recipe) -> None:
+    """Raise UsageError for a setting that was changed and belongs to a part that is not chosen."""
+    for place, (choice, deaf) in HEARD_BY.items():
+        section, field = place.split(".")
+        values = getattr(recipe, section)
+        changed = getattr(values, field) != fields_of(section)[field].default
+        if changed and getattr(values, choice) in deaf:
+            raise UsageError(f"{section}.{choice} {getattr(values, choice)} takes no {place}, "
+                             f"which is {getattr(values, field)}",
+                             f"leave out {place}")  # fmt: skip
 
 
 def accepted(

@@ -39,7 +39,8 @@ def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Cloc
     value = gradients_of(network, batch, settings)
     if settings.regularize.sharpness > 0:
         undo = ascend(settings.parameters, settings.regularize.sharpness)
-        gradients_of(network, batch, settings)
+        with held_norms(network):  # the moved weights are no state of the training
+            gradients_of(network, batch, settings)
         undo()
     l1_penalty(settings.weights, settings.regularize.l1)
     require_finite(value, settings.parameters, batch, clock.step + 1)

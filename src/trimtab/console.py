@@ -1,0 +1,73 @@
+"""What a command prints: one JSON object, lines without control characters, one error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NoReturn
+
+from trimtab.errors import TrimtabError
+from trimtab.machine.interrupt import stopped
+from trimtab.machine.progress import OUTPUT, harmless, say
+
+
+def emit(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def harmless_lines(text: str) -> str:
+    """Return text without control characters, line by line."""
+    return "\n".join(harmless(line) for line in text.split("\n"))
+
+
+def show_run(run: Any) -> None:
+    """Print a run's path and its accuracy; raise Interrupted where a signal ended it."""
+    if run.facts.get("status") == "interrupted":
+        raise stopped(f"what was reached is in {run.path}")
+    accuracy = run.measured("accuracy") or {}
+    if OUTPUT.json:
+        return emit({"run": str(run.path), "accuracy": accuracy.get("value"), "facts": run.facts})
+    if accuracy:
+        print(
+            f"accuracy on {accuracy['split']}: {100 * accuracy['value']:.1f} % "
+            f"({100 * accuracy['low']:.1f}-{100 * accuracy['high']:.1f}, n={accuracy['n']})"
+        )
+    print(f"run: {run.path}")
+    return None
+
+
+def verdict_lines(verdict: dict[str, Any]) -> str:
+    """Return the verdict for a terminal."""
+    from trimtab.records.target import show
+
+    head = "target met" if verdict["target_met"] else f"target missed: {verdict['binding']} binds"
+    lines = [f"{head} (judged on {verdict['split']}, {verdict['seconds']:.0f} s)"]
+    for clause in verdict["clauses"]:
+        mark = "ok    " if clause["met"] else "missed"
+        lines.append(f"  {mark} {clause['metric']} {show(clause['metric'], clause['got'])} "
+                     f"({clause['op']} {show(clause['metric'], clause['wanted'])})")  # fmt: skip
+    return "\n".join(lines)
+
+
+def show_plan(planned: dict[str, Any]) -> None:
+    """Print what a fit would do."""
+    from trimtab.records.table import screen_line
+
+    if OUTPUT.json:
+        return emit(planned)
+    print(f"target: {planned['target']}\nsplits: {planned['splits']}\ninput:  {planned['input']}")
+    for row in planned["screen"]:
+        print("  " + harmless(screen_line(row)))
+    shares = ", ".join(f"{k} {v}" for k, v in planned["at_most_seconds"].items())
+    print(f"seconds at the most: {shares}")
+    return None
+
+
+def leave(error: TrimtabError, code: int) -> NoReturn:
+    """Print an error for people on stderr, or as JSON on stdout, and exit."""
+    if OUTPUT.json or "--json" in sys.argv:
+        emit({"error": error.message, "hint": error.hint, "exit_code": code})
+    OUTPUT.quiet = False
+    say(f"error: {error}")
+    sys.exit(code)
