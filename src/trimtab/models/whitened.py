@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from trimtab.models.blocks import halvings, scaled
 from trimtab.records.schema import Schema
 
 MOST_DIRECTIONS = 64  # filters of the first layer at the most
+
+
+class PooledConv2d(nn.Conv2d):
+    """A 3x3 convolution that pooling by 2 follows: of an odd side, training leaves out the last row.
+
+    Pooling would drop it. The other values are the same.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H, W), or to even sides where it trains."""
+        height, width = features.shape[2:]
+        if not self.training or (height % 2 == 0 and width % 2 == 0):
+            return super().forward(features)
+        padded = functional.pad(features, (1, 1 - width % 2, 1, 1 - height % 2))
+        return functional.conv2d(padded, self.weight, self.bias)
 
 
 def whitened_cnn(
@@ -45,7 +61,8 @@ def whitened_cnn(
 def stage(inputs: int, outputs: int, *, pool: bool) -> nn.Sequential:
     """Build convolution, pooling, norm, GELU, convolution, norm, GELU."""
     layers = nn.Sequential()
-    layers.add_module("conv1", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
+    kind = PooledConv2d if pool else nn.Conv2d
+    layers.add_module("conv1", kind(inputs, outputs, 3, padding=1, bias=False))
     if pool:
         layers.add_module("pool", nn.MaxPool2d(2))
     layers.add_module("norm1", nn.BatchNorm2d(outputs))

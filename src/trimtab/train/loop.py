@@ -12,6 +12,7 @@ from trimtab.data.dataset import Dataset
 from trimtab.data.feed import Feed
 from trimtab.machine.device import seed_everything
 from trimtab.machine.interrupt import stop_on_interrupt
+from trimtab.machine.memory import kept_memory
 from trimtab.machine.probe import Autocast
 from trimtab.machine.progress import progress
 from trimtab.measure.quality import Scores, logits_of, network_call, score
@@ -60,7 +61,8 @@ def train_network(
     if budget_seconds is not None:
         clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
     with (
-        sound_strides(network), progress(1.0, "train") as bar, stop_on_interrupt() as stop,
+        kept_memory(), sound_strides(network), progress(1.0, "train") as bar,
+        stop_on_interrupt() as stop,
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
     ):  # fmt: skip
         for epoch in range(clock.epoch, recipe.train.epochs):

@@ -1,0 +1,38 @@
+"""Convolutions that pooling follows compute what pooling keeps, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab.models.whitened import PooledConv2d, wcnn_small
+from trimtab.records.schema import Schema
+
+
+def outputs_and_gradients(network: nn.Module, inputs: Tensor) -> list[Tensor]:
+    outputs = network(inputs)
+    gradients = torch.autograd.grad(outputs.square().sum(), [inputs, *network.parameters()])
+    return [outputs, *gradients]
+
+
+@pytest.mark.parametrize("side", [17, 24, 32])
+def test_what_pooling_drops_is_not_computed_and_not_missed(colour: Schema, side: int) -> None:
+    torch.manual_seed(0)
+    network = wcnn_small(colour.model_copy(update={"height": 32, "width": 32})).train()
+    plain = copy.deepcopy(network)
+    for module in plain.modules():
+        if isinstance(module, PooledConv2d):
+            module.__class__ = nn.Conv2d
+    inputs = torch.randn(4, 3, side, side, requires_grad=True)
+    for found, wanted in zip(outputs_and_gradients(network, inputs),
+                             outputs_and_gradients(plain, inputs), strict=True):  # fmt: skip
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_odd_maps_lose_their_last_row_and_column_in_training_alone() -> None:
+    layer, maps = PooledConv2d(2, 4, 3, padding=1), torch.randn(1, 2, 7, 6)
+    assert layer.train()(maps).shape == (1, 4, 6, 6)
+    assert layer.eval()(maps).shape == (1, 4, 7, 6)
