@@ -14,7 +14,7 @@ MOST_DIRECTIONS = 64  # filters of the first layer at the most
 
 
 class PooledConv2d(nn.Conv2d):
-    """A 3x3 convolution that pooling by 2 follows: of an odd side, training leaves out the last row.
+    """A 3x3 convolution that pooling by 2 follows: the last row of an odd map is not computed.
 
     Pooling would drop it. The other values are the same.
     """
