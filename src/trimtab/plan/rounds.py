@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from trimtab.errors import BudgetError
 from trimtab.export.bundle import Artifact, export
-from trimtab.export.onnx import open_onnx
+from trimtab.export.onnx import open_onnx, write_onnx
 from trimtab.machine.device import seed_everything
 from trimtab.machine.progress import clock, progress, say
 from trimtab.models.build import build
@@ -32,6 +33,8 @@ def screen_stage(contest: Contest) -> None:
     say("screen: untrained models on this machine (p95, file, parameters)")
     names = [member.name for member in contest.members]
     with progress(len(names), "screen") as bar, tempfile.TemporaryDirectory() as folder:
+        if contest.budget is not None:
+            load_exporter(contest, Path(folder) / "first.onnx")
         for index, member in enumerate(contest.members):
             bar.update(index, member.name)
             with contest.guarded(member):
@@ -39,6 +42,15 @@ def screen_stage(contest: Contest) -> None:
     rows = [m.screened.to_dict() for m in contest.members if m.screened]
     write_json(contest.run.path / "screen.json", rows)
     require_alive(contest)
+
+
+def load_exporter(contest: Contest, path: Path) -> None:
+    """Export a small network, so that the first model's screening is not charged with the loading.
+
+    What screening takes is what is kept for exporting later.
+    """
+    recipe = contest.recipe.override(model__name="cnn_small", model__width=1.0)
+    write_onnx(build(contest.dataset.schema, recipe), contest.dataset.schema, path)
 
 
 def screen_member(contest: Contest, member: Member, path: Path) -> None:
@@ -84,18 +96,23 @@ def share_stage(contest: Contest) -> None:
             contest.fail(slowest, too_slow(contest.epoch_seconds(slowest), share))
         if not contest.alive:
             raise BudgetError(
-                f"no model would see every picture once in {clock(contest.budget.seconds)}",
-                f"one epoch of each takes about --budget {round(needed)}s; give more than that",
+                f"no model would see every picture once in {lasting(contest.budget.seconds)}",
+                f"one epoch of each takes about --budget {math.ceil(needed)}s; give more than that",
             )
         contest.share_seconds = contest.share()
-        say(f"train: {clock(contest.share_seconds)} at the most for each training")
+        say(f"train: {lasting(contest.share_seconds)} at the most for each training")
     update_facts(contest.run, share_seconds=contest.share_seconds)
+
+
+def lasting(seconds: float) -> str:
+    """Return seconds as `0.42 s`, or as `1m03s` where they are many."""
+    return f"{seconds:.2g} s" if seconds < 60 else clock(seconds)
 
 
 def too_slow(epoch_seconds: float, share: float) -> BudgetError:
     """Return the reason of a model that is too slow for its share."""
-    return BudgetError(f"one epoch takes about {clock(epoch_seconds)}, and the share of each "
-                       f"training is {clock(share)}", "give more --budget")  # fmt: skip
+    return BudgetError(f"one epoch takes about {lasting(epoch_seconds)}, and the share of each "
+                       f"training is {lasting(share)}", "give more --budget")  # fmt: skip
 
 
 def budget_for_one_epoch(contest: Contest) -> float:
@@ -137,7 +154,7 @@ def trained(contest: Contest, member: Member, seed: int) -> Run:
         raise KeyboardInterrupt
     if run.facts["epochs"] < 1:
         raise BudgetError(f"saw {100 * run.facts['epochs']:.0f} % of the train pictures once in "
-                          f"its share of {clock(contest.share_seconds or 0)}",
+                          f"its share of {lasting(contest.share_seconds or 0)}",
                           "give more --budget")  # fmt: skip
     return run
 
