@@ -192,7 +192,7 @@ def test_a_model_too_slow_for_its_share_is_out_and_the_others_get_its_time(tmp_p
     assert made.share_seconds == pytest.approx(alone.share_seconds, abs=0.5)
     reason = made.members[1].failed
     assert reason is not None
-    assert "one epoch takes about 1m40s" in reason.message
+    assert "one epoch takes about 1m43s" in reason.message
     assert read_json(tmp_path / "run.json")["failed"].keys() == {"slow"}
 
 
@@ -345,6 +345,15 @@ def test_a_finished_comparison_is_never_overwritten_and_another_command_is_refus
             tt.compare(**asked, seeds=2)
     finally:
         facts.write_text(before, "utf-8")
+
+
+def test_a_comparison_is_no_network_but_its_candidates_are(compared: Any) -> None:
+    with pytest.raises(UsageError, match="no network of its own") as told:
+        tt.load(compared)
+    assert "candidates/" in told.value.hint
+    assert not tt.load(compared.path / "candidates" / "cnn_small").training
+    with pytest.raises(UsageError, match="no checkpoint"):
+        tt.resume(compared.path / "candidates" / "cnn_small", epochs=99)
 
 
 def test_a_run_that_is_no_comparison_is_not_gone_on_with(

@@ -15,6 +15,7 @@ from torch import nn
 from trimtab.data.dataset import Dataset
 from trimtab.errors import BusyError, DataError, Interrupted, TrimtabError, UsageError
 from trimtab.export.bundle import Artifact
+from trimtab.machine.probe import SECONDS as PROBE_SECONDS
 from trimtab.machine.progress import say
 from trimtab.measure.quality import Scores
 from trimtab.models.build import adopt_module
@@ -24,6 +25,7 @@ from trimtab.plan.candidates import LATENCY_SECONDS
 from trimtab.plan.screen import Screened
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run, update_facts
+from trimtab.train.log import FINAL_EVALUATIONS, SAVING_SECONDS
 
 EVALUATIONS = 3  # of valid per training: the network, its file for parity, its file for the table
 REPORT_SECONDS = 3.0
@@ -73,9 +75,15 @@ class Contest:
         return self.run.path / "candidates" / name
 
     def epoch_seconds(self, member: Member) -> float:
-        """Return about how long the member takes to see every train picture once."""
-        assert member.screened is not None
-        return len(self.dataset.splits["train"]) / (member.screened.images_per_second or 1e-9)
+        """Return about how long a training takes that sees every train picture once.
+
+        The trial of precisions before it, the evaluations after it and the saving are its own, too.
+        """
+        found = member.screened
+        assert found is not None
+        epoch = len(self.dataset.splits["train"]) / (found.images_per_second or 1e-9)
+        looks = 2 * FINAL_EVALUATIONS * len(self.dataset.splits["valid"]) * (found.p50_ms or 0.0)
+        return PROBE_SECONDS + epoch + looks / 1000 + SAVING_SECONDS
 
     def reserve(self, member: Member) -> float:
         """Return the seconds kept for a member's export, parity, scores and latency.

@@ -101,7 +101,7 @@ def require_resumable(run: Run, epochs: int | None) -> None:
                          "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
     if not any((run.path / FOLDER).glob("step-*")):
         raise UsageError(f"{run.path} holds no checkpoint to go on from",
-                         "trainings inside a fit or compare keep none; use `trimtab train`")  # fmt: skip
+                         "inside a fit or compare none is kept; use `trimtab train`")  # fmt: skip
 
 
 def again(
