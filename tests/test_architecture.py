@@ -21,7 +21,7 @@ HEAVY = {
     "pyarrow", "torch_pruning", "cv2", "matplotlib", "openvino", "nncf", "numpy", "PIL",
 }  # fmt: skip
 VERBS = {
-    "adopt", "check", "doctor", "export", "fit", "list_runs", "load", "open_run", "plan",
+    "adopt", "check", "compare", "doctor", "export", "fit", "list_runs", "load", "open_run", "plan",
     "predict", "prune", "quantize", "report", "resume", "train", "verify",
 }  # fmt: skip
 NOUNS = {"Artifact", "Recipe", "Run", "TrimtabError"}

@@ -96,6 +96,22 @@ def test_faulty_setting_is_exit_2_with_a_hint(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--models", "cnn_small"], "two models"), (["--models", "cnn_small,resnet88"], "resnet8'"),
+     ([], "--models"), (["--models", "cnn_small,resnet8", "--seeds", "0"], "seeds"),
+     (["--models", "cnn_small,resnet8", "--budget", "soon"], "budget 'soon'")],
+)  # fmt: skip
+def test_comparison_that_cannot_be_is_exit_2_before_anything_is_made(
+    run_cli: Any, digits_folder: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    out = tmp_path / "run"
+    code, _, stderr = run_cli("compare", str(digits_folder), *options, "--out", str(out))
+    assert code == 2
+    assert says in stderr
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("seed", ["-1", "99999999999999999999999", "many"])
 def test_seed_out_of_range_is_exit_2(run_cli: Any, digits_folder: Path, seed: str) -> None:
     code, _, stderr = run_cli("check", str(digits_folder), "--seed", seed)

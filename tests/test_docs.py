@@ -32,7 +32,7 @@ GUIDES = [
     *sorted((ROOT / "docs").glob("how-to/*.md")),
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LONG = re.compile(r"trimtab (fit|train) (?!.*--dry-run)|tt\.(fit|train)\(")
+LONG = re.compile(r"trimtab (fit|train|compare) (?!.*--dry-run)|tt\.(fit|train|compare)\(")
 
 REGISTRIES = {
     "AUGMENTATIONS", "IMPORTANCES", "LOSSES", "METRICS", "MODELS", "OPTIMIZERS", "RANGES",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trimtab.export.verify import verify
     from trimtab.machine.doctor import doctor
     from trimtab.models.build import load
+    from trimtab.plan.compare import compare
     from trimtab.plan.fit import fit, plan
     from trimtab.records.recipe import Recipe
     from trimtab.records.run import Run, list_runs, open_run
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PUBLIC = {
-    "fit": "plan.fit", "plan": "plan.fit", "check": "data.check", "train": "train.run",
+    "fit": "plan.fit", "plan": "plan.fit", "check": "data.check", "compare": "plan.compare",
+    "train": "train.run",
     "resume": "train.run", "adopt": "train.adopt", "prune": "compress.prune",
     "quantize": "compress.quantize",
     "export": "export.bundle", "verify": "export.verify", "predict": "export.predict",
@@ -39,9 +41,9 @@ PUBLIC = {
 }  # fmt: skip
 
 __all__ = [
-    "Artifact", "Recipe", "Run", "TrimtabError", "adopt", "check", "doctor", "export", "fit",
-    "list_runs", "load", "open_run", "plan", "predict", "prune", "quantize", "report", "resume",
-    "train", "verify",
+    "Artifact", "Recipe", "Run", "TrimtabError", "adopt", "check", "compare", "doctor", "export",
+    "fit", "list_runs", "load", "open_run", "plan", "predict", "prune", "quantize", "report",
+    "resume", "train", "verify",
 ]  # fmt: skip
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.console import emit, harmless_lines, leave, show_plan, show_run, verdict_lines
+from trimtab.console import (
+    emit,
+    harmless_lines,
+    leave,
+    show_comparison,
+    show_plan,
+    show_run,
+    verdict_lines,
+)
 from trimtab.errors import TrimtabError
 from trimtab.machine.progress import OUTPUT, harmless
 
@@ -112,6 +120,25 @@ def train(
 
     run = run_train(data, recipe=read_choices(recipe, set_), budget=budget, out=out, seed=seed)
     show_run(run)
+
+
+@app.command()
+def compare(
+    data: Data,
+    models: Annotated[str, typer.Option(help="two names or more, with commas between them")],
+    budget: MaybeBudget = None,
+    recipe: RecipeFile = None,
+    set_: Settings = None,
+    seeds: Annotated[int, typer.Option(help="trainings of each, from --seed on")] = 1,
+    out: Out = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train several models alike and measure their files side by side: one table."""
+    from trimtab.plan.compare import compare as run_compare
+
+    show_comparison(run_compare(data, models, budget=budget, recipe=read_choices(recipe, set_),
+                                out=out, seed=seed, seeds=seeds))  # fmt: skip
 
 
 @app.command()

@@ -37,6 +37,20 @@ def show_run(run: Any) -> None:
     return None
 
 
+def show_comparison(run: Any) -> None:
+    """Print the table of a comparison, how to read it, and the report's path."""
+    from trimtab.plan.compare import comparison
+
+    found = comparison(run.path)
+    if OUTPUT.json:
+        return emit(found)
+    print(harmless_lines(run.table()))
+    print("* not beaten in accuracy, p95 and size at once; measured on valid, which the trainings "
+          "chose their weights on")  # fmt: skip
+    print(f"took {found['seconds']:.0f} s\nreport: {run.path / 'report.html'}")
+    return None
+
+
 def verdict_lines(verdict: dict[str, Any]) -> str:
     """Return the verdict for a terminal."""
     from trimtab.records.target import show

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from trimtab.measure import latency
-from trimtab.measure.latency import compare_latency, measure_latency, median_interval
+from trimtab.measure.latency import (
+    compare_latency,
+    in_turns,
+    measure_latency,
+    median_interval,
+    ratio,
+    summary,
+)
 from trimtab.measure.size import file_bytes
 
 
@@ -80,3 +87,33 @@ def test_a_machine_that_slows_down_halfway_widens_the_interval() -> None:
 def test_the_size_of_a_file_is_its_bytes(tmp_path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     assert file_bytes(tmp_path / "a") == 5
+
+
+def test_several_calls_are_timed_in_turns_and_a_slow_one_often_enough() -> None:
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        wait(seconds)
+
+    calls = [lambda: call("a", 0.03), lambda: call("b", 0.06), lambda: call("c", 0.09)]
+    blocks = in_turns(calls, seconds=0.01, fewest=20)
+    turns = "".join(order)
+    assert turns.endswith("aabbccccbbaa" * 9)  # the first of each pair is not counted
+    assert [summary(np.concatenate(each), 1).p95_ms for each in blocks] == pytest.approx(
+        [30, 60, 90], rel=1e-3
+    )
+    assert all(len(each) >= 20 for each in blocks)
+    assert ratio(blocks[2], blocks[0]).value == pytest.approx(3, rel=1e-3)
+
+
+def test_a_machine_that_slows_down_meanwhile_does_not_change_a_ratio() -> None:
+    pace = [1.0]
+
+    def call(seconds: float) -> None:
+        pace[0] *= 1.001
+        wait(seconds * pace[0])
+
+    blocks = in_turns([lambda: call(0.03), lambda: call(0.06)], seconds=0.01, fewest=40)
+    assert ratio(blocks[1], blocks[0]).value == pytest.approx(2, rel=0.01)
+    assert np.median(blocks[0][-1]) > 1.1 * np.median(blocks[0][0])

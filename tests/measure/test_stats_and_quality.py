@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from trimtab.measure.quality import score
-from trimtab.measure.stats import bootstrap_ratio, paired_difference, wilson
+from trimtab.measure.stats import bootstrap_ratio, mean_share, paired_difference, wilson
 
 
 def test_wilson_agrees_with_the_textbook() -> None:
@@ -50,3 +50,24 @@ def test_scores_agree_with_scikit_learn() -> None:
 def test_class_that_never_occurs_does_not_lower_f1() -> None:
     logits = np.eye(3, dtype=np.float32)[[0, 1, 0, 1]]
     assert score(logits, np.array([0, 1, 0, 1]), split="test").f1 == 1
+
+
+def test_one_seed_gives_the_interval_of_the_pictures_alone() -> None:
+    right = np.arange(200) < 150
+    assert mean_share(right) == pytest.approx((0.75, *wilson(150, 200)))
+    assert mean_share(np.stack([right, right, right]))[1:] == pytest.approx(wilson(150, 200))
+
+
+def test_intervals_over_pictures_and_seeds_hold_the_truth_as_often_as_they_say() -> None:
+    """Pictures differ in difficulty, seeds in luck; both models are equally good on the whole."""
+    rng = np.random.default_rng(0)
+    held, alone = [], []
+    for _ in range(300):
+        ease = rng.normal(1.0, 1.0, 300)
+        a, b = (ease + rng.normal(0, 0.3, (3, 1)) + rng.normal(0, 0.5, (3, 300)) > 0
+                for _ in range(2))  # fmt: skip
+        for found, rows in ((held, slice(None)), (alone, slice(1))):
+            _, low, high = paired_difference(a[rows], b[rows])
+            found.append(low <= 0 <= high)
+    assert np.mean(held) > 0.94
+    assert np.mean(alone) < np.mean(held)  # one seed cannot know what another would have given

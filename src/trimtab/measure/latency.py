@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,7 +57,11 @@ class Ratio:
 def measure_latency(call: Call, *, seconds: float = 1.0, threads: int) -> Latency:
     """Time single calls for `seconds` after a warm-up of a fifth of that; at least 20 calls."""
     warm_up(call, WARM_UP_SHARE * seconds)
-    times = timed(call, seconds)
+    return summary(timed(call, seconds), threads)
+
+
+def summary(times: NDArray[np.float64], threads: int) -> Latency:
+    """Return the quantiles of `times` (milliseconds, in the order they were measured)."""
     p50, p95, p99 = np.percentile(times, [50, 95, 99])
     low, high = median_interval(times)
     return Latency(float(p50), float(p95), float(p99), low, high, len(times), threads)
@@ -97,26 +101,38 @@ def median_interval(times: NDArray[np.float64], *, seed: int = 0) -> tuple[float
 
 
 def compare_latency(a: Call, b: Call, *, seconds: float = 2.0) -> Ratio:
-    """Return time(a) / time(b) of two calls timed in turns: a b b a, block by block.
+    """Return time(a) / time(b) of two calls timed in turns; above 1, b is the faster one."""
+    return ratio(*in_turns((a, b), seconds=seconds))
 
-    A block is as many calls as fit into 20 ms, one at the least; a ratio is that of two
-    neighbouring blocks' medians, so that a machine that slows down slows both. Above 1, b is the
-    faster one.
+
+def in_turns(
+    calls: Sequence[Call], *, seconds: float, fewest: int = FEWEST_BLOCKS
+) -> list[list[NDArray[np.float64]]]:
+    """Time several calls in turns for `seconds` in all: a b c, c b a, block by block.
+
+    Returns per call the milliseconds of each of its blocks, at least `fewest`. A block is as many
+    calls as fit into 20 ms, one at the least, so that a machine that slows down slows all.
     """
-    for call in (a, b):
-        warm_up(call, WARM_UP_SHARE * seconds / 2)
-    calls = [
+    for call in calls:
+        warm_up(call, WARM_UP_SHARE * seconds / len(calls))
+    counts = [
         max(1, round(1000 * BLOCK_SECONDS / float(np.median(block(c, WARM_UP_CALLS)))))
-        for c in (a, b)
+        for c in calls
     ]
-    times: tuple[list[float], list[float]] = ([], [])
+    order = range(len(calls))
+    blocks: list[list[NDArray[np.float64]]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
-    while len(times[0]) < FEWEST_BLOCKS or time.perf_counter() < end:
-        for first in (0, 1):
-            for which in (first, 1 - first):
-                times[which].append(float(np.median(block((a, b)[which], calls[which]))))
-    value, low, high = bootstrap_ratio(times[0], times[1])
-    return Ratio(value, low, high, len(times[0]))
+    while len(blocks[0]) < fewest or time.perf_counter() < end:
+        for which in (*order, *reversed(order)):
+            blocks[which].append(block(calls[which], counts[which]))
+    return blocks
+
+
+def ratio(a: Sequence[NDArray[np.float64]], b: Sequence[NDArray[np.float64]]) -> Ratio:
+    """Return time(a) / time(b) from blocks that were timed in turns, neighbour by neighbour."""
+    medians = [[float(np.median(times)) for times in blocks] for blocks in (a, b)]
+    value, low, high = bootstrap_ratio(*medians)
+    return Ratio(value, low, high, len(a))
 
 
 def block(call: Call, count: int) -> NDArray[np.float64]:

@@ -9,9 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959964
 RESAMPLES = 2000
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # by freedom, from 1
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share (Wilson 1927)."""
     if n == 0:
         return (0.0, 1.0)
@@ -40,11 +41,40 @@ def bootstrap(values: NDArray[np.float64], *, seed: int = 0) -> tuple[float, flo
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     """Return mean(b) - mean(a) of right/wrong decisions on the same samples, with 95 % interval.
 
-    Normal approximation of the paired difference (as in McNemar's test), with half a sample of
-    continuity so that no two models look exactly equal.
+    `a` and `b` are (N,), or (S, N) with a row for each of S seeds. Normal approximation of the
+    paired difference (as in McNemar's test), with half a sample of continuity so that no two
+    models look exactly equal; widened by what differs between seeds (see `seed_spread`).
     """
-    difference = np.asarray(b, float) - np.asarray(a, float)
-    n = max(1, len(difference))
-    spread = Z95 * float(difference.std()) / math.sqrt(n) + 0.5 / n
-    mean = float(difference.mean()) if len(difference) else 0.0
+    difference = np.atleast_2d(np.asarray(b, float) - np.asarray(a, float))
+    n = max(1, difference.shape[1])
+    if not difference.size:
+        return (0.0, -0.5 / n, 0.5 / n)
+    spread = Z95 * float(difference.mean(axis=0).std()) / math.sqrt(n)
+    spread = math.hypot(spread, seed_spread(difference.mean(axis=1))) + 0.5 / n
+    mean = float(difference.mean())
     return (mean, mean - spread, mean + spread)
+
+
+def mean_share(correct: ArrayLike) -> tuple[float, float, float]:
+    """Return the share of right decisions (S, N) over S seeds, with its 95 % interval.
+
+    Wilson's interval for the N samples, widened by what differs between seeds.
+    """
+    rows = np.atleast_2d(np.asarray(correct, float))
+    mean, between = float(rows.mean()), seed_spread(rows.mean(axis=1))
+    low, high = wilson(mean * rows.shape[1], rows.shape[1])
+    return (mean, max(0.0, mean - math.hypot(mean - low, between)),
+            min(1.0, mean + math.hypot(high - mean, between)))  # fmt: skip
+
+
+def seed_spread(values: NDArray[np.float64]) -> float:
+    """Return half the 95 % t interval of the mean over seeds (S,); 0 for one seed.
+
+    Seeds and samples are crossed; the variances of both are added, which is no less than that of
+    the mean (Owen 2007, "The pigeonhole bootstrap", section 3).
+    """
+    freedom = len(values) - 1
+    if freedom < 1:
+        return 0.0
+    quantile = T95[min(freedom, len(T95)) - 1]
+    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))

@@ -130,6 +130,9 @@ def load(run: Run | str | Path, model: nn.Module | None = None) -> Network:
     """
     run = open_run(run)
     recipe, schema = run.recipe, run.schema
+    if recipe.model.name == "auto":
+        raise UsageError(f"{run.path} holds no network of its own, being a {run.facts['kind']}",
+                         "open one of its candidates/")  # fmt: skip
     if model is not None and (got := adopt_module(model)) != recipe.model.name:
         raise UsageError(f"{run.path} holds model '{recipe.model.name}', got '{got}'",
                          "pass the module the run was trained from")  # fmt: skip

@@ -83,8 +83,7 @@ def assess(
     """
     artifact = export(run, data=dataset, threads=threads)
     call = open_onnx(artifact.model, threads=threads)
-    valid = dataset.splits["valid"]
-    scores = score(logits_of(call, valid), valid.targets, split="valid")
+    scores = score_file(call, dataset)
     once = caller(call, dataset)
     latency = measure_latency(once, seconds=LATENCY_SECONDS, threads=threads)
     speedup, flips = None, None
@@ -97,6 +96,12 @@ def assess(
     return made
 
 
+def score_file(call: Call, dataset: Dataset) -> Scores:
+    """Score an opened file on valid."""
+    valid = dataset.splits["valid"]
+    return score(logits_of(call, valid), valid.targets, split="valid")
+
+
 def caller(call: Call, dataset: Dataset) -> Callable[[], object]:
     """Return a function that decides one real picture."""
     pixels = dataset.splits["valid"].inputs[:1].copy()
@@ -106,15 +111,20 @@ def caller(call: Call, dataset: Dataset) -> Callable[[], object]:
 def write_down(made: Candidate) -> None:
     """Put everything measured on the artifact into its run's ledger."""
     run, scores, latency, speedup = made.run, made.scores, made.latency, made.speedup
-    run.record("artifact_accuracy", scores.accuracy, low=scores.low, high=scores.high, n=scores.n,
-               split=scores.split)  # fmt: skip
-    run.record("artifact_f1", scores.f1, n=scores.n, split=scores.split)
-    run.record("artifact_size", made.artifact.size_bytes, "B")
+    write_scores(run, scores, made.artifact)
     run.record("latency", latency.p50_ms, "ms", **latency.to_dict())
     if speedup is not None:
         run.record("speedup_over_parent", speedup.value, low=speedup.low, high=speedup.high,
                    n=speedup.n)  # fmt: skip
         run.record("flips_against_parent", made.flips, "fraction", n=scores.n, split=scores.split)
+
+
+def write_scores(run: Run, scores: Scores, artifact: Artifact) -> None:
+    """Put what the exported file reached, and its size, into the run's ledger."""
+    run.record("artifact_accuracy", scores.accuracy, low=scores.low, high=scores.high, n=scores.n,
+               split=scores.split)  # fmt: skip
+    run.record("artifact_f1", scores.f1, n=scores.n, split=scores.split)
+    run.record("artifact_size", artifact.size_bytes, "B")
 
 
 def gate(child: Candidate, target: Target, recipe: Recipe) -> None:

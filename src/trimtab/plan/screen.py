@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from trimtab.export.onnx import open_onnx, write_onnx
+from trimtab.machine.device import best_device
 from trimtab.machine.probe import probe
 from trimtab.machine.processor import core_count
 from trimtab.machine.progress import progress
@@ -186,15 +187,16 @@ def latency_reason(latency: Latency, recipe: Recipe, target: Target, keep: float
 
 
 def training_speed(network: nn.Module, schema: Schema) -> float:
-    """Return trained images per second, from a few steps on random pixels.
+    """Return trained images per second on the device that trains, from a few steps on noise.
 
     The batch is what costs about as much as 128 small pictures, so that large networks take no
     longer to time.
     """
     macs, _ = macs_and_params(network, schema)
     batch = int(min(LARGEST_BATCH, max(SMALLEST_BATCH, STEP_MACS / macs)))
-    inputs = torch.rand(batch, *schema.input_shape).mul_(255)
-    network.train()
+    device = best_device()
+    inputs = torch.rand(batch, *schema.input_shape, device=device).mul_(255)
+    network.to(device).train()
     with sound_strides(network):
         _, seconds = probe(network, inputs, seconds=PROBE_SECONDS)
     return batch / min(seconds.values())

@@ -121,13 +121,13 @@ class Run:
         append_jsonl(self.path / "metrics.jsonl", row)
 
     def table(self) -> str:
-        """Return the candidates of a fit as text: accuracy ± interval, p50/p95, size, steps."""
-        from trimtab.records.table import render  # here, since rich is slow to import
+        """Return the table of a fit or comparison as text: accuracy ± interval, p50/p95, size."""
+        from trimtab.records.table import layout, render  # here, since rich is slow to import
 
         path = self.path / "table.json"
         if not path.exists():
-            raise UsageError(f"{self.path} holds no table", "only a run made by fit has one")
-        return render(read_json(path))
+            raise UsageError(f"{self.path} holds no table", "a finished fit or compare has one")
+        return render(read_json(path), columns=layout(self.facts["kind"]))
 
 
 def read_part(path: Path, kind: type) -> Any:
@@ -209,7 +209,7 @@ def whole_or_gone(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        kept = any(path.glob("checkpoints/step-*/manifest.json"))
+        kept = any(path.rglob("checkpoints/step-*/manifest.json"))
         if not kept and not any("status" in Run(f.parent).facts for f in path.rglob("run.json")):
             shutil.rmtree(path, ignore_errors=True)
         raise

@@ -1,4 +1,4 @@
-"""The table of candidates as text for a terminal."""
+"""The table of models as text for a terminal."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from rich.table import Table
 
 from trimtab.records.target import show
 
-COLUMNS = ("", "model", "applied", "accuracy (95 %)", "p50 / p95 ms", "size", "params", "why")
 NARROWEST, WIDEST = 100, 160
+WRAPPED = {"applied", "why", "against the most accurate"}
+
+Row = dict[str, Any]
 
 
-def render(rows: list[dict[str, Any]], width: int | None = None) -> str:
-    """Return `rows` of table.json as a text table; `*` marks the model that ships.
+def render(
+    rows: list[Row], width: int | None = None, *, columns: tuple[str, ...] | None = None
+) -> str:
+    """Return `rows` of table.json as a text table, with the `columns` of a fit where None.
 
-    `width` None takes the terminal's, 100 to 160 characters.
+    In a fit `*` marks the model that ships, in a comparison those on the Pareto front; `-` marks
+    what was not kept or not measured. `width` None takes the terminal's, 100 to 160 characters.
     """
+    shown = columns or layout("fit")
     table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=column not in ("applied", "why"))
+    for column in shown:
+        table.add_column(column, no_wrap=column not in WRAPPED)
     for row in rows:
-        table.add_row(*cells(row))
+        found = cells(row)
+        table.add_row(*(found[column] for column in shown))
     wide = shutil.get_terminal_size((WIDEST, 1)).columns
     console = Console(width=width or min(max(wide, NARROWEST), WIDEST), color_system=None)
     with console.capture() as capture:
@@ -32,23 +39,42 @@ def render(rows: list[dict[str, Any]], width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """Return one row as the cells of COLUMNS."""
-    mark = "*" if row.get("chosen") else ("" if row["kept"] else "-")
-    steps = ", ".join(row["steps"])
-    latency = " / ".join(
-        "?" if ms is None else f"{ms:.3g}" for ms in (row["p50_ms"], row["p95_ms"])
-    )
-    return [
-        mark,
-        escape(row["name"]),
-        escape(steps),
-        interval(row["accuracy"]),
-        latency,
-        show("size", row["size_bytes"]),
-        show("params", row["params"]),
-        escape(row["why"]),
-    ]
+def layout(kind: str) -> tuple[str, ...]:
+    """Return the columns of the table that a run of this kind holds."""
+    if kind == "compare":
+        return ("", "model", "accuracy (95 %)", "p50 / p95 ms", "size", "params", "MACs", "epochs",
+                "against the most accurate")  # fmt: skip
+    return ("", "model", "applied", "accuracy (95 %)", "p50 / p95 ms", "size", "params", "why")
+
+
+def cells(row: Row) -> dict[str, str]:
+    """Return the cells of a row by column."""
+    why = escape(row["why"])
+    return {
+        "": mark(row), "model": escape(row["name"]), "applied": escape(", ".join(row["steps"])),
+        "accuracy (95 %)": interval(row["accuracy"]), "p50 / p95 ms": latency(row),
+        "size": show("size", row["size_bytes"]), "params": show("params", row["params"]),
+        "MACs": show("macs", row["macs"]), "epochs": epochs(row), "why": why,
+        "against the most accurate": why,
+    }  # fmt: skip
+
+
+def mark(row: Row) -> str:
+    """Return `*` for what ships or stands on the front, `-` for what was not kept."""
+    if row.get("chosen") or row.get("front"):
+        return "*"
+    return "" if row["kept"] else "-"
+
+
+def latency(row: Row) -> str:
+    """Return `0.0148 / 0.0201`."""
+    return " / ".join("?" if ms is None else f"{ms:.3g}" for ms in (row["p50_ms"], row["p95_ms"]))
+
+
+def epochs(row: Row) -> str:
+    """Return how many epochs were trained; of several seeds, their range."""
+    found = sorted({f"{value:.3g}" for value in row.get("epochs") or []}, key=float)
+    return "?" if not found else f"{found[0]}-{found[-1]}" if len(found) > 1 else found[0]
 
 
 def interval(accuracy: dict[str, Any] | None) -> str:

@@ -27,6 +27,7 @@ from trimtab.report.parts import (
 )
 from trimtab.report.plain import LIMIT, clean, plain
 
+TABLED = ("fit", "compare")  # kinds of runs that hold a table of several models
 NAME_LIMIT = 120
 RECIPE_LIMIT = 60_000
 IMAGE_LIMIT = 200_000
@@ -56,7 +57,7 @@ def gather_run(run: Run) -> Evidence:
     facts = mapping(folder / "run.json", notes)
     kind = str(facts.get("kind", "run"))
     table = parse(folder / "table.json", list[Candidate], notes)
-    if table is None and kind != "fit":
+    if table is None and kind not in TABLED:
         table = [row_of_run(run, facts, notes)]
     return Evidence(
         name=plain(folder.resolve().name), kind=kind, facts=facts,

@@ -15,7 +15,7 @@ from trimtab.errors import UsageError
 from trimtab.records.files import make_folder, write_text
 from trimtab.records.target import METRICS, show
 from trimtab.report import story
-from trimtab.report.gather import gather
+from trimtab.report.gather import TABLED, gather
 from trimtab.report.parts import Candidate, Clause, Evidence
 from trimtab.report.pictures import Series, confusion_picture, curve_chart
 from trimtab.report.scatter import latency_metric, scatter, size_key
@@ -76,7 +76,7 @@ def told_apart(evidence: Sequence[Evidence]) -> list[Evidence]:
     """Put the run's name in front of its candidates where several runs share a table."""
     if len(evidence) == 1:
         return list(evidence)
-    return [prefixed(each) if each.kind == "fit" else each for each in evidence]
+    return [prefixed(each) if each.kind in TABLED else each for each in evidence]
 
 
 def prefixed(each: Evidence) -> Evidence:

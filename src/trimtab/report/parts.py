@@ -47,6 +47,8 @@ class Candidate(Part):
     flip_fraction: float | None = None
     threads: int | None = None
     chosen: bool = False
+    front: bool | None = None  # of a comparison: whether it stands on the Pareto front
+    against_best: Interval | None = None
 
 
 class Clause(Part):

@@ -33,8 +33,10 @@ class Spot:
 
     @property
     def kind(self) -> str:
-        """The class that colours it: ships, kept or dropped."""
-        return "ships" if self.row.chosen else "kept" if self.row.kept is not False else "dropped"
+        """The class that colours it: ships (or stands on the front), kept or dropped."""
+        if self.row.chosen or self.row.front:
+            return "ships"
+        return "kept" if self.row.kept is not False else "dropped"
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,33 @@ def figures(evidence: Evidence) -> list[tuple[str, str]]:
     ]
 
 
+def most_accurate(evidence: Evidence) -> Candidate | None:
+    """Return the row of a comparison that the others are measured against."""
+    measured = (row for row in evidence.rows if row.front is not None and row.accuracy)
+    return next((row for row in measured if row.against_best is None), None)
+
+
+def compared(evidence: Evidence) -> list[str]:
+    """Say what a comparison showed: what is as accurate as the best, the front, what failed."""
+    rows = [row for row in evidence.rows if row is not most_accurate(evidence)]
+    alike = [row.name for row in rows if row.against_best and (row.against_best.high or 0) >= 0]
+    worse = [row.name for row in rows if row.against_best and row.name not in alike]
+    said = {
+        "No difference in accuracy is shown for": alike, "Less accurate": worse,
+        "Not beaten in accuracy, p95 and size at once": [r.name for r in evidence.rows if r.front],
+        "Not measured": [row.name for row in rows if not row.accuracy],
+    }  # fmt: skip
+    return [f"{words}: {', '.join(names)}." for words, names in said.items() if names]
+
+
+def spent(evidence: Evidence) -> list[tuple[str, float]]:
+    """Return the seconds a comparison took and might take: (name, seconds)."""
+    named = {"took": "seconds", "budget": "budget", "each training at most": "share_seconds"}
+    found = {name: evidence.facts.get(key) for name, key in named.items()}
+    return [(name, float(value)) for name, value in found.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)]  # fmt: skip
+
+
 def split_sizes(data: dict[str, Any]) -> dict[str, int]:
     """Return the number of samples per split."""
     return {split: sum(by_class.values()) for split, by_class in counts(data).items()}
@@ -188,17 +215,29 @@ def again(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def rebuilt(evidence: Evidence) -> list[str]:
-    """Return the command line of a fit or training from its files."""
+    """Return the command line of a fit, training or comparison from its files."""
     facts, verdict = evidence.facts, evidence.verdict
     data = str(evidence.data.get("source") or "DATA")
     seed = [] if facts.get("seed") is None else ["--seed", str(facts["seed"])]
     end = [*seed, "--recipe", "recipe.yaml", "--out", "../again"]
     if evidence.kind == "train":
         return ["trimtab", "train", data, *end]
+    if evidence.kind == "compare":
+        return rebuilt_comparison(facts, data, end)
     if evidence.kind != "fit" or verdict is None:
         return []
     budget = [] if verdict.budget_seconds is None else ["--budget", f"{verdict.budget_seconds:g}s"]
     return ["trimtab", "fit", data, "--target", verdict.target, *budget, *end]
+
+
+def rebuilt_comparison(facts: dict[str, Any], data: str, end: Sequence[str]) -> list[str]:
+    """Return the command line of a comparison; none where a model was a module of Python."""
+    models = [str(name) for name in facts.get("models") or []]
+    if not models or any(name.startswith("custom:") for name in models):
+        return []
+    budget = [] if facts.get("budget") is None else ["--budget", f"{facts['budget']}s"]
+    seeds = ["--seeds", str(facts.get("seeds", 1))]
+    return ["trimtab", "compare", data, "--models", ",".join(models), *budget, *seeds, *end]
 
 
 def ledger_cells(row: dict[str, Any]) -> tuple[list[Any], str]:

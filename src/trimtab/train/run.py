@@ -101,7 +101,7 @@ def require_resumable(run: Run, epochs: int | None) -> None:
                          "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
     if not any((run.path / FOLDER).glob("step-*")):
         raise UsageError(f"{run.path} holds no checkpoint to go on from",
-                         "trainings inside a fit write none; use `trimtab train`")  # fmt: skip
+                         "inside a fit or compare none is kept; use `trimtab train`")  # fmt: skip
 
 
 def again(
@@ -111,18 +111,24 @@ def again(
     """Resume an unfinished run by the command that began it; raises UsageError for another one."""
     if run.facts["kind"] != "train" or run.facts.get("status") == "finished":
         require_no_run(run.path)
-    told = {"seed": seed, "budget": budget, "data": dataset.fingerprint, **flat(recipe)}
-    kept = {"seed": run.facts["seed"], "budget": run.facts.get("budget"), **flat(run.recipe)}
+    require_same(run, dataset, recipe, seed=seed, budget=budget)
+    with stoppable(), locked(run.path):
+        go_on(run, dataset, run.recipe, model=model)
+    return ended(run)
+
+
+def require_same(run: Run, dataset: Dataset, recipe: Recipe, **told: Any) -> None:
+    """Raise UsageError where a command tells other facts, data or choices than `run` holds."""
+    kept = {**{key: run.facts.get(key) for key in told}, **flat(run.recipe)}
+    told = {**told, "data": dataset.fingerprint, **flat(recipe)}
     if (run.path / "data.json").exists():
         kept["data"] = run.data["fingerprint"]
     changed = [f"{key} is {kept[key]!r}, got {told[key]!r}" for key in told.keys() & kept.keys()
                if told[key] != kept[key] and (key, told[key]) != SETTLED]  # fmt: skip
     if changed:
-        raise UsageError(f"{run.path} holds another training: {'; '.join(sorted(changed)[:3])}",
+        other = "comparison" if run.facts["kind"] == "compare" else "training"
+        raise UsageError(f"{run.path} holds another {other}: {'; '.join(sorted(changed)[:3])}",
                          "choose another folder with --out, or resume it as it is")  # fmt: skip
-    with stoppable(), locked(run.path):
-        go_on(run, dataset, run.recipe, model=model)
-    return ended(run)
 
 
 def go_on(run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None) -> None:
