@@ -1,14 +1,12 @@
-"""Gradients are limited, extended, judged and followed uphill as their formulas say."""
+"""Gradients are limited, extended and followed uphill as their formulas say."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trimtab.train.gradients import are_finite, ascend, clip, l1_penalty
+from trimtab.train.gradients import ascend, clip, l1_penalty
 
 
 def parameters_with(*gradients: list[float] | None) -> list[Tensor]:
@@ -75,33 +73,6 @@ def test_l1_penalty_leaves_zeros_and_parameters_without_gradient_alone() -> None
     assert parameters[1].grad is None
     l1_penalty(parameters, 0.0)
     assert gradients_of(parameters) == [0.5, -0.5, 0]
-
-
-# are_finite
-
-
-@pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("fault", [math.nan, math.inf, -math.inf])
-def test_one_bad_value_anywhere_is_found(place: int, fault: float) -> None:
-    gradients = [torch.zeros(40), torch.ones(3, 5), torch.randn(2, 2, 2)]
-    assert are_finite(gradients).item() is True
-    gradients[place].view(-1)[-1] = fault
-    answer = are_finite(gradients)
-    assert answer.shape == ()
-    assert answer.item() is False
-
-
-def test_large_empty_and_no_gradients_are_finite() -> None:
-    assert are_finite([torch.full((9,), 3e38), torch.full((9,), -3e38), torch.zeros(0)])
-    assert are_finite([torch.zeros(0)])
-    assert are_finite([])
-
-
-def test_looking_changes_no_bit() -> None:
-    values = torch.tensor([1e-45, -0.0, 0.1, -3e38, 1e-39])
-    looked = values.clone()
-    are_finite([looked])
-    assert torch.equal(looked.view(torch.int32), values.view(torch.int32))
 
 
 # ascend

@@ -1,85 +1,122 @@
-"""Resolve precision and memory layout before training: the fastest on this machine, by trial."""
+"""Resolve how to compute before training: the fastest way on this machine, by trial."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SECONDS = 2.0
 MARGIN = 1.05
+STEPS = 12  # of all ways together: so many should fit into the time
+FEWEST_ROWS = 2  # batch norm needs two samples
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Autocast = Callable[[], AbstractContextManager[object]]
+Forward = Callable[[Tensor], Tensor]
 
 
 class Way(NamedTuple):
-    """A way to compute: `fp32` or `bf16`, `contiguous` or `channels_last`."""
+    """A way to compute: `fp32`, `bf16` or `fp16`; `contiguous` or `channels_last`; compiled."""
 
     precision: str
     layout: str
+    compiled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.precision} {self.layout}"
+        return f"{self.precision} {self.layout}{' compiled' if self.compiled else ''}"
 
 
 PLAIN = Way("fp32", "contiguous")
-WAYS = (PLAIN, Way("fp32", "channels_last"), Way("bf16", "channels_last"))
+WAYS = (PLAIN, Way("bf16", "channels_last"), Way("fp32", "channels_last"))
+FP16 = Way("fp16", "channels_last")
+
+
+def ways_on(device: torch.device) -> tuple[Way, ...]:
+    """Return the ways that `device` offers, the plain one first: fp16 where bf16 is emulated."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return (PLAIN, FP16, Way("fp32", "channels_last"))
+    return WAYS
 
 
 def autocast_for(precision: str, device: torch.device) -> Autocast:
-    """Return a context-manager factory for `fp32` or `bf16`."""
-    if precision == "bf16":
-        return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+    """Return a context-manager factory for `fp32`, `bf16` or `fp16`."""
+    if precision in HALVES:
+        return partial(torch.autocast, device.type, dtype=HALVES[precision])
     return nullcontext
 
 
 def probe(
-    network: nn.Module, inputs: torch.Tensor, ways: Sequence[Way] = WAYS, seconds: float = SECONDS
-) -> tuple[Way, dict[Way, float]]:
+    network: nn.Module, inputs: Tensor, ways: Sequence[Way] = WAYS, seconds: float = SECONDS, *,
+    compiled: Forward | None = None,
+) -> tuple[Way, dict[Way, float]]:  # fmt: skip
     """Time forward and backward of one batch in each of `ways`, in turns, for about `seconds`.
 
-    Returns the fastest and the seconds per step of each. The first of `ways` stays unless another
-    is at least 5 % faster. The first round warms up and counts only where time allows no second.
-    Gradients and buffers of `network` are left as they were; its layout is the chosen one.
+    Returns the fastest and the seconds per step of each; a compiled way calls `compiled`. The first
+    of `ways` stays unless another is at least 5 % faster. But for the very first, no step is begun
+    that would probably end late: a way that was not reached has inf. The first way is timed at
+    least as often as any other, so that a short trial speaks for it. Gradients and buffers of
+    `network` are left as they were; its layout is the chosen one.
     """
-    state = {name: value.clone() for name, value in network.named_buffers()}
-    found = dict.fromkeys(ways, float("inf"))
-    started = time.perf_counter()
-    warm = round_of(network, inputs, ways)
-    while time.perf_counter() - started < seconds:
-        for way, value in round_of(network, inputs, ways).items():
-            found[way] = min(found[way], value)
-    found = {way: min(value, warm[way]) for way, value in found.items()}
-    network.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            buffer.copy_(state[name])
+    times: dict[Way, list[float]] = {way: [] for way in ways}
+    started, longest = time.perf_counter(), 0.0
+    with unchanged(network):
+        for way in cycle(ways):
+            expected = times[way][-1] if times[way] else longest
+            if times[ways[0]] and time.perf_counter() - started + expected > seconds:
+                break
+            call = compiled if way.compiled and compiled is not None else network
+            times[way].append(step_seconds(network, inputs, way, call))
+            longest = max(longest, times[way][-1])
+    found = {way: min(taken, default=float("inf")) for way, taken in times.items()}
     fastest = min(ways, key=lambda way: found[way])
     chosen = fastest if found[fastest] * MARGIN < found[ways[0]] else ways[0]
     network.to(memory_format=LAYOUTS[chosen.layout])
     return chosen, found
 
 
-def round_of(network: nn.Module, inputs: torch.Tensor, ways: Sequence[Way]) -> dict[Way, float]:
-    """Return the seconds of one step in each way."""
-    return {way: step_seconds(network, inputs, way) for way in ways}
+def rows_in_time(network: nn.Module, inputs: Tensor, seconds: float = SECONDS) -> int:
+    """Return how many of `inputs` to probe with, so that some steps of each way fit into `seconds`.
+
+    It is judged by steps of two samples, the second of which is timed.
+    """
+    with unchanged(network):
+        few = inputs[:FEWEST_ROWS]
+        step_seconds(network, few, PLAIN, network)
+        taken = step_seconds(network, few, PLAIN, network)
+    rows = int(FEWEST_ROWS * seconds / STEPS / max(taken, 1e-9))
+    return max(min(FEWEST_ROWS, len(inputs)), min(rows, len(inputs)))
 
 
-def step_seconds(network: nn.Module, inputs: torch.Tensor, way: Way) -> float:
-    """Return the seconds of one forward and backward of `inputs`."""
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Put the buffers of `network` back at the end, and drop its gradients."""
+    state = {name: value.clone() for name, value in network.named_buffers()}
+    try:
+        yield
+    finally:
+        network.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                buffer.copy_(state[name])
+
+
+def step_seconds(network: nn.Module, inputs: Tensor, way: Way, call: Forward) -> float:
+    """Return the seconds of one forward, by `call`, and backward of `inputs`."""
     autocast = autocast_for(way.precision, inputs.device)
     layout = LAYOUTS[way.layout]
     network.to(memory_format=layout)
     inputs = inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs
     started = time.perf_counter()
     with autocast():
-        outputs = network(inputs)
+        outputs = call(inputs)
     outputs.float().square().mean().backward()
     if inputs.device.type == "cuda":
         torch.cuda.synchronize()

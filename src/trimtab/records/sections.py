@@ -202,12 +202,15 @@ class TrainSection(Section):
     min_delta: Number = Field(
         0.0, ge=0, lt=1, description="gain of valid accuracy that counts as better for patience"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: the fastest by a short probe"
-    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: the fastest by a short probe; fp16 needs a CUDA device and "
+        "scales the loss (Micikevicius et al. 2018)")  # fmt: skip
     layout: Literal["auto", "channels_last", "contiguous"] = Field(
         "auto", description="order of the values in memory; auto: the faster by a short probe"
     )
+    compile: Auto | bool = Field(
+        "auto", description="compile forward and backward pass; auto: where the training is long "
+        "enough to win the time back and compiled steps are measured to be faster")  # fmt: skip
     checkpoint_seconds: Number = Field(
         60.0, gt=0, description="seconds between two checkpoints: what a crash costs at the most"
     )

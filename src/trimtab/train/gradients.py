@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ def clip(parameters: Iterable[Tensor], *, norm: float = 0.0, value: float = 0.0)
 
     Source of the norm: Pascanu et al. 2013, section 3.2. Nothing waits for the device.
     """
-    parameters = list(parameters)
+    if value > 0 or norm > 0:
+        parameters = list(parameters)
     if value > 0:
         nn.utils.clip_grad_value_(parameters, value)
     if norm > 0:
@@ -27,23 +28,11 @@ def l1_penalty(parameters: Iterable[Tensor], weight: float) -> None:
     Call it after the backward pass with the parameters that are to become sparse; one without a
     gradient is left out (Tibshirani 1996; 0 is the subgradient at 0).
     """
+    if weight == 0:
+        return
     held, gradients = with_gradients(parameters)
-    if held and weight > 0:
+    if held:
         torch._foreach_add_(gradients, torch._foreach_sign(held), alpha=weight)
-
-
-@torch.no_grad()
-def are_finite(gradients: Sequence[Tensor]) -> Tensor:
-    """Return whether all values of all tensors are finite, as a bool () on their device.
-
-    The tensors are of one device and keep their values: it is the kernel with which torch's
-    GradScaler looks and scales in one pass, here with the scale 1.
-    """
-    device = gradients[0].device if gradients else torch.device("cpu")
-    found, scale = torch.zeros((), device=device), torch.ones((), device=device)
-    if gradients:
-        torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), found, scale)
-    return found == 0
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ class Keeper:
             "step": clock.step, "epoch": clock.epoch, "seconds": clock.seconds,
             "images": self.log.images, "micro_batch": self.settings.micro_batch,
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark},
-            "average": self.settings.average.facts(),
+            "average": self.settings.average.facts(), "scale": self.settings.scale.facts(),
             "plateau": plateau.state() if plateau else None,
             "logged_bytes": logged_bytes(self.log.run),
         }  # fmt: skip
@@ -86,6 +86,7 @@ class Keeper:
         self.log.images = facts["images"]
         self.log.since = (self.log.since[0], facts["images"])
         self.settings.micro_batch = facts["micro_batch"]
+        self.settings.scale.restore(facts["scale"])
         average = found.tensors("average") if "average" in found.groups else {}
         self.settings.average.restore(average, facts["average"])
         if self.settings.plateau is not None:
@@ -106,7 +107,7 @@ def keeper(
     if "begun" not in log.run.facts:
         update_facts(log.run, begun=logged_bytes(log.run), resolved={
             "train__precision": settings.way.precision, "train__layout": settings.way.layout,
-            "train__batch_size": settings.batch_size,
+            "train__batch_size": settings.batch_size, "train__compile": settings.way.compiled,
         })  # fmt: skip
     every = recipe.train.checkpoint_seconds
     with Checkpoints(log.run.path / FOLDER, every_seconds=every) as kept.checkpoints:

@@ -22,7 +22,8 @@ from trimtab.records.run import Run
 from trimtab.train.keep import keeper
 from trimtab.train.log import Best, Clock, Log, Observe
 from trimtab.train.losses import Loss
-from trimtab.train.settings import Settings, resolve, train_mode
+from trimtab.train.norms import train_mode
+from trimtab.train.settings import Settings, resolve
 from trimtab.train.update import train_step
 
 
@@ -52,7 +53,9 @@ def train_network(
     before an update whose loss or gradients are not finite.
     """
     clock, best, log = Clock(budget_seconds), Best(recipe.train.min_delta), Log(run, observe)
-    settings = resolve(network, dataset, recipe, loss)
+    settings = resolve(network, dataset, recipe, loss, budget_seconds=budget_seconds)
+    if run is not None:
+        settings.speed.record(run, settings.device)
     seed_everything(seed)
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip

@@ -233,6 +233,8 @@ def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) 
         precision=result.settings.precision,
         batch_size=result.settings.batch_size,
     )
+    if not result.settings.scale.fixed:
+        run.record("skipped_steps", result.settings.scale.skipped, "steps", device=device)
     run.record("params", params)
     run.record("macs", macs)
     update_facts(run, status="interrupted" if result.interrupted else "finished",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from trimtab.data.dataset import Dataset
 from trimtab.errors import DataError, UsageError
+from trimtab.machine.compiled import Compiled
 from trimtab.machine.device import best_device
-from trimtab.machine.probe import LAYOUTS, WAYS, Autocast, Way, autocast_for, probe
-from trimtab.models.build import macs_and_params
-from trimtab.models.strided import sound_strides
+from trimtab.machine.probe import Autocast, Way, autocast_for
 from trimtab.records.recipe import Recipe, fields_of
 from trimtab.records.sections import RegularizeSection
 from trimtab.registry import lookup
 from trimtab.train.average import Average, start_average
 from trimtab.train.losses import LOSSES, Loss, balanced_weights
+from trimtab.train.norms import set_norms
 from trimtab.train.optimizers import PEAK_LEARNING_RATE, find_optimizer, parameter_groups
+from trimtab.train.scale import Scale, scale_for
 from trimtab.train.schedules import (
     SCHEDULES,
     Plateau,
@@ -31,10 +32,10 @@ from trimtab.train.schedules import (
     with_settings,
     with_warmup,
 )
+from trimtab.train.speed import Speed, resolve_speed, rows_of_pass
 
 MIN_STEPS_PER_EPOCH = 40
 SMALLEST_BATCH, LARGEST_BATCH = 32, 128
-PROBE_MACS = 4e9  # of a batch: about 128 small pictures, a few large ones
 UNKNOWN_OPTIMIZER_RATE = 1e-3
 DECOUPLED, DECOUPLED_DECAY, COUPLED_DECAY = {"adamw", "lion"}, 0.05, 5e-4
 SCHEDULE_FIELDS = ("cycles", "gamma", "milestones", "power", "plateau_patience")
@@ -54,7 +55,8 @@ class Settings:
     """What the loop is called with; `micro_batch` alone changes, where memory runs out."""
 
     device: torch.device
-    way: Way
+    speed: Speed
+    scale: Scale
     autocast: Autocast
     batch_size: int
     micro_batch: int
@@ -69,9 +71,18 @@ class Settings:
     resolution: tuple[float, ...]
     hard_fraction: float
     freeze_norms: bool
-    probed: dict[Way, float]
 
     @property
+    def way(self) -> Way:
+        """How the network computes."""
+        return self.speed.way
+
+    @property
+    def compiled(self) -> Compiled | None:
+        """What is called in its place, where it is compiled."""
+        return self.speed.compiled
+
+    @cached_property
     def parameters(self) -> list[Tensor]:
         """The parameters that are trained."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -81,30 +92,37 @@ class Settings:
         if self.plateau is not None:
             self.plateau.observe(score)
 
-    @property
+    @cached_property
     def weights(self) -> list[Tensor]:
         """Those of them with two dimensions or more: no norms, no biases."""
         return [parameter for parameter in self.parameters if parameter.ndim > 1]
 
     @property
     def precision(self) -> str:
-        """`fp32` or `bf16`."""
+        """`fp32`, `bf16` or `fp16`."""
         return self.way.precision
 
 
-def resolve(network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | None) -> Settings:
+def resolve(
+    network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | None, *,
+    budget_seconds: float | None = None,
+) -> Settings:  # fmt: skip
     """Choose device, precision, layout, batch size and learning rate, and build the parts."""
     require_heard(recipe)
     device = best_device()
     network.to(device)
     set_norms(network, recipe)
-    way, probed = resolve_way(network, dataset, recipe, device)
     peak, size = peak_learning_rate(recipe), resolve_batch_size(recipe, dataset)
+    steps = recipe.train.epochs * -(-len(dataset.splits["train"]) // size)
+    shape = (rows_of_pass(recipe, size), *dataset.schema.input_shape)
+    speed = resolve_speed(network, torch.rand(shape, device=device).mul_(255), recipe, steps=steps,
+                          budget_seconds=budget_seconds)  # fmt: skip
     optimizer = build_optimizer(network, recipe, peak)
     schedule, weights = build_schedule(recipe), build_class_weights(recipe, dataset, device)
     micro = recipe.train.micro_batch
     return Settings(
-        device=device, way=way, autocast=autocast_for(way.precision, device),
+        device=device, speed=speed, scale=scale_for(speed.way.precision, device),
+        autocast=autocast_for(speed.way.precision, device),
         batch_size=size, micro_batch=size if micro == "auto" else min(micro, size), peak=peak,
         optimizer=optimizer, schedule=outer_schedule(recipe, schedule),
         plateau=schedule if isinstance(schedule, Plateau) else None,
@@ -112,55 +130,8 @@ def resolve(network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | N
         average=build_average(network, recipe),
         regularize=recipe.regularize,
         resolution=recipe.train.resolution, hard_fraction=recipe.train.hard_fraction,
-        freeze_norms=recipe.model.freeze_norms, probed=probed,
+        freeze_norms=recipe.model.freeze_norms,
     )  # fmt: skip
-
-
-def resolve_way(
-    network: nn.Module, dataset: Dataset, recipe: Recipe, device: torch.device
-) -> tuple[Way, dict[Way, float]]:
-    """Return the recipe's precision and layout, what it leaves open by a probe on random pixels."""
-    wanted = (recipe.train.precision, recipe.train.layout)
-    ways = [
-        way for way in WAYS if all(w in ("auto", own) for w, own in zip(wanted, way, strict=True))
-    ]
-    if len(ways) < 2:
-        way = ways[0] if ways else Way(*wanted)
-        network.to(memory_format=LAYOUTS[way.layout])
-        return way, {}
-    macs, _ = macs_and_params(network, dataset.schema)
-    most = min(recipe_batch(recipe), len(dataset.splits["train"]))
-    rows = max(2, min(most, int(PROBE_MACS / max(macs, 1))))
-    inputs = torch.rand(rows, *dataset.schema.input_shape, device=device).mul_(255)
-    train_mode(network, freeze_norms=recipe.model.freeze_norms)
-    with sound_strides(network):
-        return probe(network, inputs, ways)
-
-
-def recipe_batch(recipe: Recipe) -> int:
-    """Return the recipe's batch size, the largest usual one where it is left open."""
-    size = recipe.train.batch_size
-    return LARGEST_BATCH if size == "auto" else size
-
-
-def set_norms(network: nn.Module, recipe: Recipe) -> None:
-    """Give the recipe's momentum to every batch norm."""
-    if recipe.model.norm_momentum != "auto":
-        for norm in norms_of(network):
-            norm.momentum = recipe.model.norm_momentum
-
-
-def train_mode(network: nn.Module, *, freeze_norms: bool) -> None:
-    """Put `network` into training mode, batch norms left out where they are frozen."""
-    network.train()
-    if freeze_norms:
-        for norm in norms_of(network):
-            norm.eval()
-
-
-def norms_of(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """Return the batch norms."""
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def resolve_batch_size(recipe: Recipe, dataset: Dataset) -> int:

@@ -15,10 +15,11 @@ from trimtab.data.dataset import Batch
 from trimtab.errors import DivergedError, MachineError, UsageError
 from trimtab.machine.probe import LAYOUTS
 from trimtab.machine.progress import say
-from trimtab.train.gradients import are_finite, ascend, clip, l1_penalty
+from trimtab.train.gradients import ascend, clip, l1_penalty
 from trimtab.train.log import Clock
 from trimtab.train.losses import sample_weights
-from trimtab.train.settings import Settings, norms_of
+from trimtab.train.norms import norms_of
+from trimtab.train.settings import Settings
 
 Found = TypeVar("Found")
 
@@ -30,20 +31,19 @@ NO_MEMORY = "can't allocate memory"  # how torch says it on a processor
 def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Clock) -> Tensor:
     """Do one optimizer update and return the loss of the batch, still on the device.
 
-    Raises DivergedError before the update where the loss or a gradient is no finite number.
+    Raises DivergedError before the update where the loss or a gradient is no finite number; in
+    fp16, where a gradient may be too large for it, the update is left out.
     """
-    sized = resized(batch, settings.resolution, clock.progress)
-    batch = retried(lambda: hardest(network, sized, settings), settings)
-    layout = LAYOUTS[settings.way.layout]
-    batch = batch._replace(inputs=batch.inputs.contiguous(memory_format=layout))
+    batch = learnt_from(network, batch, settings, clock)
     value = gradients_of(network, batch, settings)
     if settings.regularize.sharpness > 0:
         undo = ascend(settings.parameters, settings.regularize.sharpness)
         with held_norms(network):  # the moved weights are no state of the training
             gradients_of(network, batch, settings)
         undo()
+    if not is_finite(value, batch, settings, clock.step + 1):
+        return value
     l1_penalty(settings.weights, settings.regularize.l1)
-    require_finite(value, settings.parameters, batch, clock.step + 1)
     clip(settings.parameters, norm=settings.regularize.clip_norm,
          value=settings.regularize.clip_value)  # fmt: skip
     settings.optimizer.step()
@@ -51,10 +51,19 @@ def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Cloc
     return value
 
 
+def learnt_from(network: nn.Module, batch: Batch, settings: Settings, clock: Clock) -> Batch:
+    """Return the batch as it is learnt from: its size, its hard samples, its order in memory."""
+    if settings.resolution:
+        batch = resized(batch, settings.resolution, clock.progress)
+    if settings.hard_fraction < 1:
+        whole = batch
+        batch = retried(lambda: hardest(network, whole, settings), settings)
+    inputs = batch.inputs.contiguous(memory_format=LAYOUTS[settings.way.layout])
+    return batch if inputs is batch.inputs else batch._replace(inputs=inputs)
+
+
 def resized(batch: Batch, resolution: tuple[float, ...], progress: float) -> Batch:
     """Return the batch at the side that belongs to `progress`, averaged over what is left out."""
-    if not resolution:
-        return batch
     share = resolution[min(int(progress * len(resolution)), len(resolution) - 1)]
     if share == 1:
         return batch
@@ -125,15 +134,18 @@ def shrink(settings: Settings, error: RuntimeError) -> None:
 
 
 def accumulate(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
-    """Add the gradients of all passes of a batch and return its loss."""
+    """Add the gradients of all passes of a batch and return its loss, both times the scale."""
     settings.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=settings.device)
+    forward, total = settings.compiled or network, None
     for part, share in passes(batch, settings.micro_batch, settings.class_weights):
         with settings.autocast():
-            outputs = network(part.inputs)
+            outputs = forward(part.inputs)
         value = settings.loss(outputs.float(), part).mean()
-        (value if share == 1 else value * share).backward()
-        total += value.detach() * share
+        factor = share * settings.scale.factor
+        value = value if factor == 1 else value * factor
+        value.backward()
+        total = value.detach() if total is None else total + value.detach()
+    assert total is not None
     return total
 
 
@@ -160,12 +172,21 @@ def passes(
         yield part, share
 
 
-def require_finite(value: Tensor, parameters: list[Tensor], batch: Batch, step: int) -> None:
-    """Raise DivergedError, with the rows of the batch, where loss or gradients are not finite."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if bool(are_finite([value, *gradients])):
-        return
-    what = "a gradient is" if bool(value.isfinite()) else f"the loss is {value.item()},"
+def is_finite(value: Tensor, batch: Batch, settings: Settings, step: int) -> bool:
+    """Return whether there is an update to do; divide loss and gradients by the scale.
+
+    False in fp16 for gradients that a smaller scale can hold. Raises DivergedError, with the rows
+    of the batch, for a loss or gradients that are not finite at all.
+    """
+    gradients = [p.grad for p in settings.parameters if p.grad is not None]
+    if settings.scale.unscale([value, *gradients]):
+        return True
+    sound = bool(value.isfinite())
+    if sound and settings.scale.factor >= 1 and not settings.scale.fixed:
+        say(f"step {step}: a gradient is too large for fp16; this update is left out, the next one "
+            f"has the scale {settings.scale.factor:g}")  # fmt: skip
+        return False
+    what = "a gradient is" if sound else f"the loss is {value.item()},"
     rows = ", ".join(str(row) for row in batch.ids[:SHOWN].tolist())
     more = ", …" if len(batch.ids) > SHOWN else ""
     raise DivergedError(f"step {step}: {what} not finite, with train samples {rows}{more}",

@@ -1,0 +1,169 @@
+"""Training pictures per second: what `train` resolves ÷ a plain fp32 loop, in ABBA blocks."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from record import write
+from torch import nn
+from torch.nn import functional
+
+import trimtab as tt
+from trimtab.data.dataset import Batch, Dataset, open_dataset
+from trimtab.data.feed import Feed
+from trimtab.measure.stats import bootstrap_ratio
+from trimtab.models.build import build
+from trimtab.models.strided import sound_strides
+from trimtab.train.initial import set_first_weights
+from trimtab.train.log import Clock
+from trimtab.train.loop import set_rate
+from trimtab.train.norms import train_mode
+from trimtab.train.settings import resolve
+from trimtab.train.update import train_step
+
+MODELS = {  # name: side of the pictures, batch
+    "cnn_large": (32, 128), "resnet20": (32, 128), "dwconv_small": (32, 128),
+    "wcnn_medium": (32, 128), "resnet18": (96, 32), "mobilenetv3_small_100": (128, 64),
+    "efficientnet_b0": (96, 32), "convnext_atto": (96, 32),
+}  # fmt: skip
+CLASSES, BATCHES = 10, 8
+RATE, DECAY, SMOOTHING = 1e-4, 0.05, 0.1
+Steps = Callable[[int], None]
+
+
+def recipe(name: str, side: int, batch: int) -> tt.Recipe:
+    """Return the recipe: defaults, without random changes of pictures."""
+    return tt.Recipe().override(
+        model__name=name, data__image_size=side, train__batch_size=batch, augment__shift=0.0,
+        augment__flip=False, train__learning_rate=RATE, data__valid_fraction=0.01,
+        data__test_fraction=0.0,
+    )  # fmt: skip
+
+
+def pictures(chosen: tt.Recipe) -> Dataset:
+    """Return random pictures, some whole batches of them."""
+    side, batch = int(chosen.data.image_size), int(chosen.train.batch_size)
+    random = np.random.default_rng(0)
+    size = BATCHES * batch + math.ceil(0.02 * BATCHES * batch)
+    inputs = random.integers(0, 256, (size, side, side, 3), dtype=np.uint8)
+    return open_dataset((inputs, np.arange(size) % CLASSES), chosen)
+
+
+def plain(network: nn.Module, dataset: Dataset, batch: int) -> Steps:
+    """Return a loop by hand: fp32, contiguous, eager, pictures in memory."""
+    network.train()
+    split = dataset.splits["train"]
+    pixels = torch.from_numpy(np.array(split.inputs)).permute(0, 3, 1, 2).float().contiguous()
+    targets = torch.from_numpy(np.array(split.targets))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+    order = torch.randperm(len(targets))
+    place = count()
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            first = next(place) % BATCHES * batch
+            rows = order[first : first + batch]
+            optimizer.zero_grad(set_to_none=True)
+            outputs = network(pixels[rows])
+            functional.cross_entropy(outputs, targets[rows], label_smoothing=SMOOTHING).backward()
+            optimizer.step()
+
+    return steps
+
+
+def resolved(network: nn.Module, dataset: Dataset, chosen: tt.Recipe) -> tuple[Steps, str]:
+    """Return the steps of `train` with its own data path, and the way that it chose."""
+    settings = resolve(network, dataset, chosen, None)
+    feed = Feed(dataset.splits["train"], chosen.augment, batch_size=settings.batch_size, seed=0,
+                classes=CLASSES, device=settings.device)  # fmt: skip
+    train_mode(network, freeze_norms=False)
+    clock, batches = Clock(None, total_steps=10**6), endless(feed, settings.batch_size)
+
+    def steps(number: int) -> None:
+        with sound_strides(network):
+            for _ in range(number):
+                set_rate(settings, clock.progress)
+                train_step(network, next(batches), settings, clock)
+                clock.step += 1
+
+    return steps, str(settings.way)
+
+
+def endless(feed: Feed, batch: int) -> Iterator[Batch]:
+    """Yield whole batches, epoch after epoch."""
+    for epoch in count():
+        yield from (one for one in feed.epoch(epoch) if len(one.ids) == batch)
+
+
+def seconds(steps: Steps, number: int) -> float:
+    """Return the seconds of some steps."""
+    started = time.perf_counter()
+    steps(number)
+    return time.perf_counter() - started
+
+
+def compare(name: str, side: int, batch: int, *, blocks: int, block_seconds: float) -> Any:
+    """Return a row of the table, and the seconds of both in each pair of blocks."""
+    chosen = recipe(name, side, batch)
+    dataset = pictures(chosen)
+    torch.manual_seed(0)
+    network = build(dataset.schema, chosen)
+    set_first_weights(network, dataset.splits["train"], chosen)
+    by_hand = plain(copy.deepcopy(network), dataset, batch)
+    ours, way = resolved(network, dataset, chosen)
+    for steps in (by_hand, ours):
+        steps(2)
+    number = max(1, round(block_seconds / seconds(by_hand, 1)))
+    slow, fast = [], []
+    for index in range(blocks):
+        for steps, found in [(by_hand, slow), (ours, fast)][:: 1 if index % 2 else -1]:
+            found.append(seconds(steps, number))
+    ratio, low, high = bootstrap_ratio(slow, fast)
+    row = {
+        "model": name, "side": side, "batch": batch, "chosen": way,
+        "plain img/s": round(number * batch / median(slow), 1),
+        "trimtab img/s": round(number * batch / median(fast), 1),
+        "ratio": f"{ratio:.2f} ({low:.2f}-{high:.2f})", "blocks": blocks,
+    }  # fmt: skip
+    return row, slow, fast
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--blocks", type=int, default=12, help="of each loop, in turns")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a block of the plain loop")
+    options = parser.parse_args()
+    rows, slow, fast = [], [], []
+    for name in options.models.split(","):
+        row, plain_seconds, our_seconds = compare(
+            name, *MODELS[name], blocks=options.blocks, block_seconds=options.seconds
+        )
+        print(row, flush=True)
+        rows.append(row)
+        slow.append(math.exp(np.log(plain_seconds).mean()))
+        fast.append(math.exp(np.log(our_seconds).mean()))
+    ratio, low, high = bootstrap_ratio(slow, fast)
+    write(
+        "cnn_throughput",
+        rows,
+        notes=f"Forward, backward and AdamW on random pictures: what `train` resolves, with its "
+        "data path, ÷ a loop by hand in fp32, contiguous and eager. In ABBA blocks; medians, and "
+        f"geometric means of the ratios with 95 % intervals. Over all models **{ratio:.2f}** "
+        f"({low:.2f}-{high:.2f}), the least {min(map(float, np.divide(slow, fast))):.2f}. "
+        f"{torch.get_num_threads()} threads.",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Resolve how a training computes: precision, memory layout, compiled or not, all by trial."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import MachineError
+from trimtab.machine.compiled import Compiled, can_amortise, missing_compiler
+from trimtab.machine.device import device_name
+from trimtab.machine.probe import (
+    FP16,
+    LAYOUTS,
+    SECONDS,
+    WAYS,
+    Way,
+    probe,
+    rows_in_time,
+    step_seconds,
+    unchanged,
+    ways_on,
+)
+from trimtab.machine.progress import say
+from trimtab.models.strided import sound_strides
+from trimtab.records.recipe import Recipe
+from trimtab.records.run import Run
+from trimtab.train.norms import train_mode
+
+BUDGET_SHARE = 0.02  # of a budget: more of it no trial takes
+
+
+class Timing(NamedTuple):
+    """What a step of `rows` samples took in one way: inf where it was not reached."""
+
+    way: Way
+    rows: int
+    seconds: float
+
+
+@dataclass
+class Speed:
+    """How a training computes, and what was measured to choose it.
+
+    `reason` says why a training that could have been compiled is not.
+    """
+
+    way: Way
+    timings: list[Timing] = field(default_factory=list)
+    compiled: Compiled | None = None
+    compile_seconds: float = 0.0
+    reason: str = ""
+
+    def record(self, run: Run, device: torch.device) -> None:
+        """Put what was measured into the ledger of `run`."""
+        name = device_name(device)
+        for way, rows, seconds in self.timings:
+            if math.isfinite(seconds):
+                run.record("step_seconds", round(seconds, 6), "s", way=str(way), rows=rows,
+                           used=way == self.way, device=name)  # fmt: skip
+        if self.compile_seconds:
+            run.record("compile_seconds", round(self.compile_seconds, 3), "s",
+                       used=self.way.compiled, device=name)  # fmt: skip
+        if self.reason:
+            run.record("compiled", self.way.compiled, reason=self.reason, device=name)
+
+
+def resolve_speed(
+    network: nn.Module, inputs: Tensor, recipe: Recipe, *, steps: int,
+    budget_seconds: float | None = None,
+) -> Speed:  # fmt: skip
+    """Return the fastest of the ways that the recipe leaves open; the network gets its layout.
+
+    `inputs` are random pixels of a whole pass, `steps` those of the whole training. Nothing is
+    slower than plain fp32, as far as the trial can tell. Raises MachineError for what the recipe
+    asks and the machine has not.
+    """
+    ways, budget = open_ways(recipe, inputs.device), budget_seconds or math.inf
+    train_mode(network, freeze_norms=recipe.model.freeze_norms)
+    with sound_strides(network):
+        speed = Speed(ways[0])
+        network.to(memory_format=LAYOUTS[speed.way.layout])
+        if len(ways) > 1:
+            speed = fastest(network, inputs, ways, min(SECONDS, BUDGET_SHARE * budget))
+        if recipe.train.compile is True:
+            speed.compile_seconds = compile_for(speed, network, inputs)
+        elif recipe.train.compile == "auto" and can_amortise(budget, inputs.device):
+            worth = fmean(side**2 for side in recipe.train.resolution or (1.0,))
+            consider_compiling(speed, network, inputs, worth * steps, budget,
+                               shapes=len(set(recipe.train.resolution)) or 1)  # fmt: skip
+    return speed
+
+
+def open_ways(recipe: Recipe, device: torch.device) -> tuple[Way, ...]:
+    """Return the ways that fit the recipe; raises MachineError for fp16 on a processor."""
+    precision, layout = recipe.train.precision, recipe.train.layout
+    if precision == "fp16" and device.type != "cuda":
+        raise MachineError(f"train.precision is fp16, which needs a CUDA device, got {device.type}",
+                           "choose bf16, or auto for what is fastest here")  # fmt: skip
+    offered = ways_on(device) if precision == "auto" else (*WAYS, FP16)
+    fitting = tuple(way for way in offered if precision in ("auto", way.precision)
+                    and layout in ("auto", way.layout))  # fmt: skip
+    return fitting or (Way(precision, layout),)
+
+
+def fastest(network: nn.Module, inputs: Tensor, ways: tuple[Way, ...], seconds: float) -> Speed:
+    """Return the fastest of `ways` by a trial of `seconds` with as many inputs as fit into it."""
+    started = time.perf_counter()
+    rows = rows_in_time(network, inputs, seconds)
+    left = seconds - (time.perf_counter() - started)
+    way, found = probe(network, inputs[:rows], ways, left)
+    return Speed(way, [Timing(one, rows, found[one]) for one in ways])
+
+
+def consider_compiling(
+    speed: Speed, network: nn.Module, inputs: Tensor, steps: float, budget: float, *, shapes: int
+) -> None:
+    """Compile where the training is long enough to win that back and the result is faster.
+
+    Whatever goes wrong, the training is not compiled and `speed.reason` says why.
+    """
+    expected = min(budget, steps * seconds_of_step(speed, network, inputs))
+    if not can_amortise(expected, inputs.device, shapes):
+        speed.reason = f"about {expected:.0f} s of training are too short to win compiling back"
+        return
+    eager = speed.way
+    try:
+        speed.compile_seconds = compile_for(speed, network, inputs)
+    except MachineError as error:
+        speed.reason = error.message
+        say(f"not compiled: {error.message}")
+        return
+    ways = (eager, speed.way)
+    chosen, found = probe(network, inputs, ways, compiled=speed.compiled)
+    speed.timings += [Timing(way, len(inputs), found[way]) for way in ways]
+    if chosen == eager:
+        speed.way, speed.compiled = eager, None
+        speed.reason = "compiled steps are not faster by 5 %"
+
+
+def seconds_of_step(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
+    """Return the seconds of a step of all `inputs`, from the trial or from two steps."""
+    for way, rows, seconds in speed.timings:
+        if way == speed.way:
+            return seconds * len(inputs) / rows
+    with unchanged(network):
+        return min(step_seconds(network, inputs, speed.way, network) for _ in range(2))
+
+
+def compile_for(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
+    """Compile `network` for passes as `inputs`; return how long it took.
+
+    Raises MachineError where it does not work here.
+    """
+    if missing := missing_compiler(inputs.device):
+        raise MachineError(f"train.compile cannot work: {missing}",
+                           "install one, or leave out train.compile")  # fmt: skip
+    compiled = Compiled(network, len(inputs), inputs.device)
+    started = time.perf_counter()
+    try:
+        with unchanged(network):
+            step_seconds(network, inputs, speed.way, compiled)
+    except Exception as error:  # torch has no one class for what can go wrong in compiling
+        lines = str(error).strip().splitlines() or [""]
+        raise MachineError(f"train.compile does not work with this network: {lines[0]}",
+                           "leave out train.compile") from error  # fmt: skip
+    speed.compiled, speed.way = compiled, speed.way._replace(compiled=True)
+    return time.perf_counter() - started
+
+
+def rows_of_pass(recipe: Recipe, size: int) -> int:
+    """Return how many samples a usual forward pass has in steps of `size` samples."""
+    learnt = max(2, round(recipe.train.hard_fraction * size))
+    micro = recipe.train.micro_batch
+    if micro == "auto" or micro >= learnt:
+        return learnt
+    return round(learnt / max(1, min(-(-learnt // micro), learnt // 2)))

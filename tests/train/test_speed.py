@@ -1,0 +1,216 @@
+"""How a training computes is decided before it starts, by what was measured, and written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import MachineError
+from trimtab.machine import compiled as compiling
+from trimtab.machine.compiled import Compiled, can_amortise, missing_compiler
+from trimtab.machine.probe import PLAIN, WAYS, Way
+from trimtab.train import speed as speeds
+from trimtab.train.run import train
+from trimtab.train.speed import open_ways, resolve_speed, rows_of_pass
+
+CPU = torch.device("cpu")
+LONG = 10**9  # steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "ways"),
+    [
+        ({}, WAYS),
+        ({"train__layout": "contiguous"}, (PLAIN,)),
+        ({"train__precision": "fp32"}, (PLAIN, Way("fp32", "channels_last"))),
+        ({"train__precision": "bf16"}, (Way("bf16", "channels_last"),)),
+        ({"train__precision": "bf16", "train__layout": "contiguous"}, (Way("bf16", "contiguous"),)),
+    ],
+)
+def test_only_what_the_recipe_leaves_open_is_tried(
+    changes: dict[str, Any], ways: tuple[Way, ...], tiny_recipe: Any
+) -> None:
+    recipe = tiny_recipe.override(**{"train__precision": "auto", **changes})
+    assert open_ways(recipe, CPU) == ways
+
+
+def test_fp16_on_a_processor_is_refused(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(MachineError, match="fp16, which needs a CUDA device, got cpu") as caught:
+        train(tiny_dataset, recipe=tiny_recipe.override(train__precision="fp16"), out=tmp_path)
+    assert "bf16" in caught.value.hint
+
+
+def test_what_was_measured_is_in_the_ledger(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speeds, "SECONDS", 0.2)
+    recipe = tiny_recipe.override(train__precision="auto", train__epochs=1)
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    rows = [row for row in run.ledger if row["what"] == "step_seconds"]
+    assert {row["way"] for row in rows} <= {str(way) for way in WAYS}
+    assert str(PLAIN) in {row["way"] for row in rows}
+    used = [row for row in rows if row["used"]]
+    assert len(used) == 1
+    assert all(used[0]["value"] <= row["value"] for row in rows if row["way"] == str(PLAIN))
+    assert all(row["rows"] >= 2 and row["unit"] == "s" for row in rows)
+    reason = (run.measured("compiled") or {})["reason"]
+    assert "too short" in reason
+    resolved = run.facts["resolved"]
+    assert f"{resolved['train__precision']} {resolved['train__layout']}" == used[0]["way"]
+    assert resolved["train__compile"] is False
+
+
+def test_a_budget_bounds_the_trial(tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def fastest(network: nn.Module, inputs: Tensor, ways: Any, seconds: float) -> Any:
+        given.append(seconds)
+        return speeds.Speed(PLAIN)
+
+    monkeypatch.setattr(speeds, "fastest", fastest)
+    recipe = tiny_recipe.override(train__precision="auto", train__compile=False)
+    for budget in (None, 10.0, 1e6):
+        resolve_speed(network(), pixels(), recipe, steps=1, budget_seconds=budget)
+    assert given == [2.0, pytest.approx(0.2), 2.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [({}, 64), ({"train__hard_fraction": 0.5}, 32), ({"train__micro_batch": 32}, 32),
+     ({"train__micro_batch": 30}, 21), ({"train__micro_batch": 1}, 2)],
+)  # fmt: skip
+def test_the_usual_pass_is_the_one_that_is_compiled(
+    changes: dict[str, Any], rows: int, tiny_recipe: Any
+) -> None:
+    assert rows_of_pass(tiny_recipe.override(**changes), 64) == rows
+
+
+# Compiling
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))  # fmt: skip
+
+
+def pixels(rows: int = 8, side: int = 8) -> Tensor:
+    return torch.rand(rows, 1, side, side) * 255
+
+
+def resolved(recipe: Any, steps: int = LONG, **more: Any) -> speeds.Speed:
+    return resolve_speed(network(), pixels(), recipe.override(train__layout="contiguous"),
+                         steps=steps, **more)  # fmt: skip
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Let compiling be a matter of course, and the trial after it give the numbers in the dict."""
+    found = {"eager": 0.010, "compiled": 0.005}
+
+    def probe(network: nn.Module, inputs: Tensor, ways: Any, **more: Any) -> Any:
+        numbers = {way: found["compiled" if way.compiled else "eager"] for way in ways}
+        return min(ways, key=lambda way: numbers[way]), numbers
+
+    def compile_for(speed: speeds.Speed, network: nn.Module, inputs: Tensor) -> float:
+        speed.compiled = Compiled(network, len(inputs), CPU)
+        speed.way = speed.way._replace(compiled=True)
+        return 33.0
+
+    monkeypatch.setattr(compiling.torch, "compile", lambda network, **settings: network)
+    monkeypatch.setattr(speeds, "compile_for", compile_for)
+    monkeypatch.setattr(speeds, "probe", probe)
+    return found
+
+
+def test_a_long_training_is_compiled_where_that_was_measured_to_be_faster(
+    tiny_recipe: Any, by_hand: dict[str, float]
+) -> None:
+    speed = resolved(tiny_recipe)
+    assert speed.way == Way("fp32", "contiguous", compiled=True)
+    assert {str(t.way): t.seconds for t in speed.timings} == {
+        "fp32 contiguous": 0.010, "fp32 contiguous compiled": 0.005,
+    }  # fmt: skip
+    by_hand["compiled"] = 0.02
+    speed = resolved(tiny_recipe)
+    assert (speed.way, speed.compiled) == (PLAIN, None)
+    assert "not faster" in speed.reason
+    assert len(speed.timings) == 2
+    assert speed.compile_seconds == 33.0, "what was tried is told all the same"
+
+
+def test_a_short_training_is_not_compiled(tiny_recipe: Any, by_hand: dict[str, float]) -> None:
+    assert "too short" in resolved(tiny_recipe, steps=5).reason
+    assert resolved(tiny_recipe, budget_seconds=30.0).compiled is None
+
+
+def test_each_size_of_a_growing_resolution_has_to_pay(
+    tiny_recipe: Any, by_hand: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speeds, "seconds_of_step", lambda *given: 0.01)
+    recipe = tiny_recipe.override(train__resolution=(0.5, 0.75, 1.0))
+    assert resolved(recipe, steps=100_000).compiled is None
+    assert resolved(tiny_recipe, steps=100_000).compiled is not None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shapes", "kind", "pays"),
+    [(599, 1, "cpu", False), (601, 1, "cpu", True), (601, 2, "cpu", False), (601, 2, "cuda", True),
+     (1e9, 1, "mps", False)],
+)  # fmt: skip
+def test_compiling_must_be_won_back(seconds: float, shapes: int, kind: str, pays: bool) -> None:
+    assert can_amortise(seconds, torch.device(kind), shapes) is pays
+
+
+def test_without_a_compiler_auto_goes_on_and_says_why_and_true_is_an_error(
+    tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in missing_compiler(CPU)
+    speed = resolved(tiny_recipe)
+    assert (speed.way, speed.compiled) == (PLAIN, None)
+    assert "no C++ compiler (no-such-compiler)" in speed.reason
+    with pytest.raises(MachineError, match="no C\\+\\+ compiler") as caught:
+        resolved(tiny_recipe.override(train__compile=True))
+    assert "train.compile" in caught.value.hint
+
+
+def test_a_compilation_that_fails_is_no_failed_training(
+    tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **more: Any) -> Any:
+        raise RuntimeError("BackendCompilerFailed: no\nmany lines")
+
+    monkeypatch.setattr(compiling.torch, "compile", lambda *given, **more: broken)
+    monkeypatch.setattr(speeds, "missing_compiler", lambda device: "")
+    speed = resolved(tiny_recipe)
+    assert (speed.way, speed.compiled) == (PLAIN, None)
+    assert speed.reason.endswith("BackendCompilerFailed: no")
+    with pytest.raises(MachineError, match="BackendCompilerFailed: no"):
+        resolved(tiny_recipe.override(train__compile=True))
+
+
+def test_odd_passes_and_many_sides_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.Size] = []
+
+    def compile(network: nn.Module, **settings: Any) -> Any:
+        assert settings["dynamic"] is False
+
+        def fast(pixels: Tensor) -> Tensor:
+            made.append(pixels.shape)
+            return network(pixels)
+
+        return fast
+
+    monkeypatch.setattr(compiling.torch, "compile", compile)
+    call = Compiled(network(), 8, CPU)
+    for rows, side in ((8, 8), (3, 8), (8, 8), (8, 9), (8, 10), (8, 11), (8, 12), (8, 12)):
+        call(pixels(rows, side))
+    assert [shape[-1] for shape in made] == [8, 8, 9, 10, 11]
+    assert {shape[0] for shape in made} == {8}
