@@ -112,9 +112,11 @@ def again(
     if run.facts["kind"] != "train" or run.facts.get("status") == "finished":
         require_no_run(run.path)
     told = {"seed": seed, "budget": budget, "data": dataset.fingerprint, **flat(recipe)}
+    told["storage"] = dataset.settings.get("storage")
     kept = {"seed": run.facts["seed"], "budget": run.facts.get("budget"), **flat(run.recipe)}
     if (run.path / "data.json").exists():
         kept["data"] = run.data["fingerprint"]
+        kept["storage"] = run.data["settings"].get("storage", told["storage"])
     changed = [f"{key} is {kept[key]!r}, got {told[key]!r}" for key in told.keys() & kept.keys()
                if told[key] != kept[key] and (key, told[key]) != SETTLED]  # fmt: skip
     if changed:
@@ -210,8 +212,11 @@ def settle(
 
 
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:
-    """Write the weights and what was measured."""
+    """Write the weights, what was measured, and which pictures got lost on the way."""
     save_weights(network, run.weights)
+    if lost := dataset.lost:
+        found = [*run.findings, *lost]
+        write_json(run.path / "findings.json", [finding.model_dump() for finding in found])
     macs, params = macs_and_params(network, dataset.schema)
     device = device_name(result.settings.device)
     seed = run.facts["seed"]
