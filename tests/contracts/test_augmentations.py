@@ -12,7 +12,7 @@ from trimtab.records.sections import AugmentSection
 
 GREY_STAYS = {"saturation", "hue"}
 COUNT = 48
-BY_JUMPS = {"shift", "flip", "flip_alternating", "flip_vertical", "cutout", "randaugment",
+BY_JUMPS = {"crop", "shift", "flip", "flip_alternating", "flip_vertical", "cutout", "randaugment",
             "trivialaugment"}  # fmt: skip
 
 names = pytest.mark.parametrize("name", sorted(AUGMENTATIONS))

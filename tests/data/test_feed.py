@@ -28,7 +28,10 @@ ALL = AugmentSection(
     brightness=0.1, contrast=0.2, saturation=0.2, hue=0.05, blur=0.8, sharpen=0.5, cutout=0.3,
     policy="randaugment", mixup=0.2, cutmix=1.0,
 )  # fmt: skip
-kinds = pytest.mark.parametrize("augment", [OFF, MOVES, ALL], ids=["off", "moves", "all"])
+CROPS = AugmentSection(crop=0.9, shift=0.125, flip=True, cutout=0.3)
+kinds = pytest.mark.parametrize(
+    "augment", [OFF, MOVES, CROPS, ALL], ids=["off", "moves", "crops", "all"]
+)
 
 
 def split_of(count: int, side: int = 8, channels: int = 3) -> Split:
@@ -175,9 +178,9 @@ def by_id(feed: Feed, epoch: int) -> Tensor:
 
 def test_every_field_changes_what_comes_out() -> None:
     plain = by_id(feed_of(augment=OFF), 1)
-    fields = {"shift": 0.2, "flip": True, "flip_vertical": True, "rotate": 20, "zoom": 0.2,
-              "shear": 20, "brightness": 0.2, "contrast": 0.4, "saturation": 0.5, "hue": 0.2,
-              "blur": 1.0, "sharpen": 1.0, "cutout": 0.3, "mixup": 0.4, "cutmix": 1.0,
+    fields = {"crop": 0.5, "shift": 0.2, "flip": True, "flip_vertical": True, "rotate": 20,
+              "zoom": 0.2, "shear": 20, "brightness": 0.2, "contrast": 0.4, "saturation": 0.5,
+              "hue": 0.2, "blur": 1.0, "sharpen": 1.0, "cutout": 0.3, "mixup": 0.4, "cutmix": 1.0,
               "policy": "trivialaugment"}  # fmt: skip
     assert set(fields) == set(AugmentSection.model_fields) - {"policy_strength"}
     for name, value in fields.items():

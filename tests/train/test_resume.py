@@ -99,6 +99,19 @@ def test_stopped_and_resumed_training_equals_the_uninterrupted_one(
     assert_same(whole, parts)
 
 
+def test_a_streamed_training_stopped_in_an_epoch_resumes_to_the_same_bits(
+    digits_folder: Path, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    recipe = recipe_of(tiny_recipe, data__storage="stream", augment__crop=0.5)
+    whole = train(digits_folder, recipe=recipe, out=tmp_path / "whole", seed=3)
+    stop_at(3)
+    with pytest.raises(Interrupted):
+        train(digits_folder, recipe=recipe, out=tmp_path / "parts", seed=3)
+    parts = resume(tmp_path / "parts")
+    assert parts.data["settings"]["storage"] == "stream"
+    assert_same(whole, parts)
+
+
 def test_sigterm_saves_and_says_so_with_its_own_exit_code(
     tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
 ) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from trimtab.data.colour import blur, recolour, sharpen
+from trimtab.data.crop import random_resized_crop
 from trimtab.data.draw import Draw
 from trimtab.data.policies import randaugment, trivialaugment
 from trimtab.data.warp import Moves, affine, cutout, moved_batch
@@ -129,6 +130,7 @@ def hue(inputs: Tensor, draw: Draw, *, strength: float = 0.1) -> Tensor:
 
 POLICIES: dict[str, Augmentation] = {"randaugment": randaugment, "trivialaugment": trivialaugment}
 AUGMENTATIONS: dict[str, Augmentation] = {
+    "crop": random_resized_crop,
     "shift": shift,
     "flip": flip,
     "flip_alternating": flip_alternating,

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.data.pictures import Inputs
 from trimtab.machine.folders import cache_folder
 from trimtab.records.files import read_json, write_json
 
@@ -32,7 +33,7 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 class Stored(NamedTuple):
     """One split as it lies on disk."""
 
-    inputs: Pixels
+    inputs: Inputs
     targets: list[int]
     ids: list[str]
 

@@ -12,8 +12,9 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from trimtab.data import cache
+from trimtab.data import cache, streamed
 from trimtab.data.entries import Listing, note
+from trimtab.data.pictures import Inputs
 from trimtab.data.prepare import Prepared, prepare
 from trimtab.data.sources import list_source
 from trimtab.errors import DataError, MachineError
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SETTINGS = ("image_size", "channels", "valid_fraction", "test_fraction", "max_bad_fraction")
-
-Pixels = NDArray[np.uint8]
 
 
 class Batch(NamedTuple):
@@ -47,12 +46,14 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `inputs` (N, H, W, C) uint8, perhaps mapped from disk; `targets` (N,) int64.
+    """One split: `inputs` (N, H, W, C) uint8, `targets` (N,) int64.
+
+    The inputs are an array, perhaps mapped from disk, or pictures that are decoded on reading.
 
     Rows stand in the order of a hash of their ids, so that any first part is a fair sample.
     """
 
-    inputs: Pixels
+    inputs: Inputs
     targets: NDArray[np.int64]
     ids: tuple[str, ...]
 
@@ -74,6 +75,11 @@ class Dataset:
     sizes: dict[str, dict[str, float]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+
+    @property
+    def lost(self) -> list[Finding]:
+        """What could not be read any more after the data were opened."""
+        return streamed.lost(split.inputs for split in self.splits.values())
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -108,15 +114,34 @@ def open_dataset(source: Any, recipe: Recipe, *, seed: int = 0) -> Dataset:
     if isinstance(source, Dataset):
         return source
     listing = list_source(source)
-    key = key_of(listing, recipe.data, seed)
+    prepared, storage = stored_or_streamed(listing, recipe.data, seed)
+    settings = settings_of(recipe.data) | {"storage": storage}
+    return dataset_from(prepared, listing.source, settings, seed)
+
+
+def stored_or_streamed(
+    listing: Listing, choices: DataSection, seed: int
+) -> tuple[Prepared, str]:  # fmt: skip
+    """Return the data as `data.storage` says; what it leaves open is as it was the last time."""
+    key, streamed_key = (key_of(listing, choices, seed, kind) for kind in ("", "stream"))
+    wanted = choices.storage
+    if wanted != "stream" and (known := recalled(key)) is not None:
+        return known, "memory"
+    if wanted == "auto":
+        noted = cache.recall(streamed_key) is not None
+        wanted = "stream" if noted or not streamed.fits(listing, choices) else "memory"
+    if wanted == "stream":
+        return streamed.stream(listing, choices, seed, streamed_key), wanted
+    return build(listing, choices, seed, key), wanted
+
+
+def recalled(key: str) -> Prepared | None:
+    """Return what the cache holds of the source `key`, or None."""
     known = cache.recall(key)
     stored = cache.load(known[0]) if known else None
-    if known and stored:
-        schema = Schema.model_validate(stored[1])
-        prepared = Prepared(stored[0], schema, known[0], known[1])
-    else:
-        prepared = build(listing, recipe.data, seed, key)
-    return dataset_from(prepared, listing.source, settings_of(recipe.data), seed)
+    if known is None or stored is None:
+        return None
+    return Prepared(stored[0], Schema.model_validate(stored[1]), known[0], known[1])
 
 
 def build(listing: Listing, choices: DataSection, seed: int, key: str) -> Prepared:
@@ -159,8 +184,11 @@ def settings_of(choices: DataSection) -> dict[str, Any]:
     return choices.model_dump(mode="json", include=set(SETTINGS))
 
 
-def key_of(listing: Listing, choices: DataSection, seed: int) -> str:
-    """Return what identifies a source without decoding it: ids, labels, sizes, times, choices."""
+def key_of(listing: Listing, choices: DataSection, seed: int, kind: str = "") -> str:
+    """Return what identifies a source without decoding it: ids, labels, sizes, times, choices.
+
+    `kind` tells notes of different kinds on one source apart.
+    """
     found = blake2b(digest_size=16)
     settings = settings_of(choices)
     head = (
@@ -170,6 +198,7 @@ def key_of(listing: Listing, choices: DataSection, seed: int) -> str:
         listing.classes,
         sorted(settings.items()),
         seed,
+        *([kind] if kind else []),
     )
     found.update(repr(head).encode())
     for entry in listing.entries:
@@ -190,7 +219,8 @@ def dataset_of(run: Run, data: Any = None) -> Dataset:
     if data is not None:
         return same(open_dataset(data, recipe, seed=seed), told, "the data given are")
     source = (run.path / told["source"]).resolve() if told.get("source") else None
-    stored = cache.load(str(told["fingerprint"]))
+    reading = told["settings"].get("storage") == "stream"  # what is decoded already is not the same
+    stored = None if reading else cache.load(str(told["fingerprint"]))
     if stored is not None:
         made = Prepared(stored[0], Schema.model_validate(stored[1]), told["fingerprint"], told)
         return dataset_from(made, str(source) if source else None, told["settings"], seed)

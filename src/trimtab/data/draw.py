@@ -33,6 +33,10 @@ class Draw:
         """Return the draws of some rows of the batch."""
         return replace(self, ids=self.ids[rows])
 
+    def to(self, device: torch.device) -> Draw:
+        """Return the same draws on another device."""
+        return replace(self, ids=self.ids.to(device))
+
     def branched(self, name: str) -> Draw:
         """Return draws independent of these, for a part that is used more than once."""
         return replace(self, branch=(*self.branch, name))

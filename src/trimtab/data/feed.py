@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
@@ -41,12 +42,13 @@ class Feed:
     ) -> None:  # fmt: skip
         self.device, self.seed, self.augment = torch.device(device), seed, augment
         self.bounds = bounds(len(split), batch_size)
-        self.store = Store(split, moves_of(augment), self.device)
+        self.store = Store(split, moves_of(augment), self.device, augment.crop)
         self.steps = steps_of(augment)
         self.targets = torch.from_numpy(np.array(split.targets)).to(self.device)
-        self.fill = mean_colour(split).to(self.device)
         self.square = round(augment.cutout * min(split.inputs.shape[1:3]))
-        batch_bytes = batch_size * split.inputs[:1].nbytes
+        if self.square:
+            self.fill = mean_colour(split).to(self.device)
+        batch_bytes = batch_size * math.prod(split.inputs.shape[1:])
         piece = max(1, PIECE_BYTES // batch_bytes)
         most = CHANGED_BYTES if self.steps else CHUNK_BYTES
         self.piece, self.chunk = piece, piece * max(1, most // (piece * batch_bytes))
@@ -60,19 +62,18 @@ class Feed:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch `number`, from batch `start` on; every sample comes once."""
         order = torch.randperm(len(self.targets), generator=generator_of(self.seed, number))
-        order = order.to(self.device)
-        for chunk in grouped(self.bounds[start:], self.chunk):
-            ids = order[chunk[0][0] : chunk[-1][1]]
+        order = order.to(self.store.home)
+        chunks = list(grouped(self.bounds[start:], self.chunk))
+        draws = (Draw(self.seed, number, order[chunk[0][0] : chunk[-1][1]]) for chunk in chunks)
+        for chunk, (draw, pixels) in zip(chunks, self.store.pictures(draws), strict=True):
             sizes = [end - first for first, end in chunk]
-            parts = (self.inputs(ids, sizes, number), self.targets[ids].split(sizes),
-                     ids.split(sizes))  # fmt: skip
+            parts = (self.inputs(pixels, draw, sizes), self.targets[draw.ids].split(sizes),
+                     draw.ids.split(sizes))  # fmt: skip
             batches = map(Batch._make, zip(*parts, strict=True))
             yield from batches if self.mix is None else self.mixed(batches, number)
 
-    def inputs(self, ids: Tensor, sizes: list[int], epoch: int) -> Iterator[Tensor]:
-        """Yield the inputs of some batches (N, C, H, W), channels last in memory."""
-        draw = Draw(self.seed, epoch, ids)
-        pixels = self.store.pictures(ids, draw)
+    def inputs(self, pixels: Tensor, draw: Draw, sizes: list[int]) -> Iterator[Tensor]:
+        """Yield the inputs of some batches (N, C, H, W), channels last, from what was moved."""
         if self.steps:
             values = pixels.permute(0, 3, 1, 2).contiguous().float()
             for step in self.steps:

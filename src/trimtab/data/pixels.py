@@ -58,9 +58,9 @@ class Decoded:
 
 
 def decode_entries(
-    entries: list[Entry], side: int | None, channels: int | None, file: IO[bytes]
+    entries: list[Entry], side: int | None, channels: int | None, file: IO[bytes] | None
 ) -> Decoded:
-    """Decode all entries into `file` and return a read-only view of it.
+    """Decode all entries into `file` and return a read-only view of it, which is empty without.
 
     `side` None: the median short side (see `auto_side`); `channels` None: 1 where every picture is
     grey in content, else 3. Pixels are as `decode.decode` gives them for that size.
@@ -97,20 +97,25 @@ def header_side(entry: Entry) -> int:
         return 0
 
 
-def decode_pass(entries: list[Entry], side: int, channels: int, file: IO[bytes]) -> Decoded:
+def decode_pass(
+    entries: list[Entry], side: int, channels: int, file: IO[bytes] | None
+) -> Decoded:  # fmt: skip
     """Decode all entries at one size into `file`, from its start."""
-    file.seek(0)
-    file.truncate()
+    if file is not None:
+        file.seek(0)
+        file.truncate()
     found = Decoded(np.empty((0, side, side, channels), np.uint8))
     with progress(len(entries), "read") as bar:
         for index, picture in enumerate(pictures(entries, side, channels)):
             if isinstance(picture, str):
                 found.faults[index] = picture
             else:
-                file.write(picture.pixels.data)
+                if file is not None:
+                    file.write(picture.pixels.data)
                 add(found, index, picture)
             bar.update(index + 1)
-    found.pixels = view_of(file, (len(found.rows), side, side, channels))
+    if file is not None:
+        found.pixels = view_of(file, (len(found.rows), side, side, channels))
     return found
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trimtab.data.cache import Stored, write_split
 from trimtab.data.entries import LISTED, Entry, Listing, count_of, listed, note, shown
+from trimtab.data.pictures import Inputs, Pictures
 from trimtab.data.pixels import Decoded, decode_entries
 from trimtab.data.split import (
     NAMES,
@@ -36,6 +37,7 @@ from trimtab.records.sections import DataSection
 
 FIRST = 5
 ROWS = 1024
+SPEAKING = 2048  # pictures that say what mean and spread are where all would be too many
 
 Pixels = NDArray[np.uint8]
 
@@ -59,15 +61,18 @@ class Placed:
     findings: list[Finding]
 
 
-def prepare(listing: Listing, choices: DataSection, seed: int, folder: Path | None) -> Prepared:
+def prepare(
+    listing: Listing, choices: DataSection, seed: int, folder: Path | None, *, stream: bool = False
+) -> Prepared:  # fmt: skip
     """Decode and check everything; raises DataError.
 
-    The splits are written as .npy files into `folder`, or kept in memory without one.
+    The splits are written as .npy files into `folder`, or kept in memory without one; with
+    `stream` they stay in the files they came from.
     """
     side = None if choices.image_size == "auto" else choices.image_size
     channels = None if choices.channels == "auto" else choices.channels
     with ExitStack() as stack:
-        file: IO[bytes] = io.BytesIO()
+        file: IO[bytes] | None = None if stream else io.BytesIO()
         if folder is not None:
             file = stack.enter_context(open(folder / "pool.bin", "w+b"))
         decoded = decode_entries(listing.entries, side, channels, file)
@@ -77,7 +82,8 @@ def prepare(listing: Listing, choices: DataSection, seed: int, folder: Path | No
         classes = listing.classes or ()
         placed = place(samples, [entry.split for entry in good], classes, choices, seed)
         rows = rows_of(placed.splits, samples.ids)
-        splits = {name: store(name, chosen, decoded.pixels, samples, classes, folder)
+        pool = undecoded(good, decoded, choices) if stream else decoded.pixels
+        splits = {name: store(name, chosen, pool, samples, classes, folder)
                   for name, chosen in rows.items()}  # fmt: skip
     told = {
         "quarantined": quarantined, "left_out": placed.left_out, "sizes": sizes_of(decoded),
@@ -86,6 +92,14 @@ def prepare(listing: Listing, choices: DataSection, seed: int, folder: Path | No
     }  # fmt: skip
     schema = schema_of(splits["train"].inputs, classes)
     return Prepared(splits, schema, fingerprint_of(schema, splits, rows, decoded.digests), told)
+
+
+def undecoded(good: list[Entry], decoded: Decoded, choices: DataSection) -> Pictures:
+    """Return the entries that can be decoded as pictures that are not yet."""
+    sides = np.array([decoded.heights, decoded.widths], np.int64).T
+    height, width, channels = decoded.pixels.shape[1:]
+    return Pictures(good, [0] * len(good), sides, (height, width, channels),
+                    choices.max_bad_fraction)  # fmt: skip
 
 
 def rows_of(splits: list[str | None], ids: Sequence[str]) -> dict[str, list[int]]:
@@ -162,12 +176,14 @@ def counts_of(
 
 
 def store(
-    name: str, rows: list[int], pixels: Pixels, samples: Samples, classes: tuple[str, ...],
+    name: str, rows: list[int], pixels: Inputs, samples: Samples, classes: tuple[str, ...],
     folder: Path | None,
 ) -> Stored:  # fmt: skip
-    """Write one split to `folder`, or take it into memory."""
+    """Write one split to `folder`, take it into memory, or leave it where it is."""
     targets = {label: target for target, label in enumerate(classes)}
     labels, ids = [targets[samples.labels[row]] for row in rows], [samples.ids[row] for row in rows]
+    if isinstance(pixels, Pictures):
+        return Stored(pixels.part(rows, labels), labels, ids)
     if folder is None:
         return Stored(pixels[rows], labels, ids)
     with open(folder / f"{name}.npy", "wb") as file:
@@ -175,9 +191,14 @@ def store(
     return Stored(np.load(folder / f"{name}.npy", mmap_mode="r"), labels, ids)
 
 
-def schema_of(train: Pixels, classes: tuple[str, ...]) -> Schema:
-    """Return the schema, with mean and standard deviation per channel of the train pixels."""
+def schema_of(train: Inputs, classes: tuple[str, ...]) -> Schema:
+    """Return the schema, with mean and standard deviation per channel of the train pixels.
+
+    Of pictures that would have to be decoded for it, a part speaks for all.
+    """
     _, height, width, channels = train.shape
+    if isinstance(train, Pictures):
+        train = train[:SPEAKING]
     total = np.zeros(channels, np.uint64)
     squares = np.zeros(channels, np.uint64)
     for start in range(0, len(train), ROWS):

@@ -36,6 +36,10 @@ class DataSection(Section):
     channels: Auto | Literal[1, 3] = Field(
         "auto", description="1 grey, 3 colour; auto: 1 when every picture is grey"
     )
+    storage: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="memory: pictures are decoded once, to image_size; stream: from their "
+        "files in every epoch, at the size that a crop needs; auto: stream only where the decoded "
+        "pictures would not fit into the cache")  # fmt: skip
     valid_fraction: Number = Field(
         0.15, gt=0, lt=0.5, description="share of each class that becomes the valid split"
     )
@@ -50,6 +54,9 @@ class DataSection(Section):
 class AugmentSection(Section):
     """Random changes of train batches; 0, false and none are off."""
 
+    crop: Number = Field(
+        0.0, ge=0, lt=1, description="random resized crop: largest share of a picture's area that "
+        "is left out; 0.92 is usual for photos (Szegedy et al. 2015, section 6)")  # fmt: skip
     shift: Number = Field(
         0.125, ge=0, le=0.5, description="largest random shift, as a fraction of the side "
         "(0.125 is 4 pixels of 32: He et al. 2015, section 4.2)")  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from trimtab.data.dataset import Dataset, Split
+from trimtab.data.dataset import Dataset
 from trimtab.machine.progress import say
 from trimtab.measure.quality import logits_of, network_call, score
 from trimtab.measure.stats import paired_difference
@@ -42,9 +42,9 @@ def settle_flip(
     result = train_network(trial, dataset, short, None, seed=seed, budget_seconds=budget_seconds)
     if result.interrupted:
         raise KeyboardInterrupt
-    valid = dataset.splits["valid"]
-    mirrored = Split(np.ascontiguousarray(valid.inputs[:, :, ::-1]), valid.targets, valid.ids)
-    seen = score(logits_of(network_call(trial), mirrored), valid.targets, split="valid")
+    valid, call = dataset.splits["valid"], network_call(trial)
+    mirrored = logits_of(lambda pixels: call(pixels[:, :, ::-1].copy()), valid)
+    seen = score(mirrored, valid.targets, split="valid")
     plain = result.scores
     both = score(plain.logits + seen.logits, valid.targets, split="valid")
     change, low, high = paired_difference(plain.correct, both.correct)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 
@@ -63,8 +65,7 @@ def whiten(network: Network, train: Split) -> None:
 def patch_covariance(network: Network, layer: nn.Conv2d, train: Split) -> Tensor:
     """Return the second moments of the patches that `layer` sees, over some train pictures."""
     count, total = 0, torch.zeros(())
-    some = Split(train.inputs[:PICTURES], train.targets[:PICTURES], train.ids[:PICTURES])
-    for batch in batches(some, BATCH):
+    for batch in islice(batches(train, BATCH), PICTURES // BATCH):
         pictures = network.normalize.cpu()(batch.inputs)
         patches = nn.functional.unfold(pictures, layer.kernel_size)
         rows = patches.transpose(1, 2).reshape(-1, patches.shape[1]).double()

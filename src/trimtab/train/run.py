@@ -121,8 +121,10 @@ def require_same(run: Run, dataset: Dataset, recipe: Recipe, **told: Any) -> Non
     """Raise UsageError where a command tells other facts, data or choices than `run` holds."""
     kept = {**{key: run.facts.get(key) for key in told}, **flat(run.recipe)}
     told = {**told, "data": dataset.fingerprint, **flat(recipe)}
+    told["storage"] = dataset.settings.get("storage")
     if (run.path / "data.json").exists():
         kept["data"] = run.data["fingerprint"]
+        kept["storage"] = run.data["settings"].get("storage", told["storage"])
     changed = [f"{key} is {kept[key]!r}, got {told[key]!r}" for key in told.keys() & kept.keys()
                if told[key] != kept[key] and (key, told[key]) != SETTLED]  # fmt: skip
     if changed:
@@ -216,8 +218,11 @@ def settle(
 
 
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:
-    """Write the weights and what was measured."""
+    """Write the weights, what was measured, and which pictures got lost on the way."""
     save_weights(network, run.weights)
+    if lost := dataset.lost:
+        found = [*run.findings, *lost]
+        write_json(run.path / "findings.json", [finding.model_dump() for finding in found])
     macs, params = macs_and_params(network, dataset.schema)
     device = device_name(result.settings.device)
     seed = run.facts["seed"]

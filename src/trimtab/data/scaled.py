@@ -1,0 +1,106 @@
+"""Decodes a part of a picture no larger than it is needed, and resizes it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from trimtab.data import decode
+from trimtab.data.decode import DecodeError
+
+Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+REDUCTIONS = (8, 4, 2)  # what the inverse cosine transform does for less than nothing
+COLOURS = {"YCbCr", "RGB", "Gray", "GRAY"}
+HEAD_BYTES = 1 << 17
+NOTES = (b"Exif\0\0", b"http://ns.adobe.com/xap/")  # what an orientation stands in
+TURNED = range(5, 9)  # orientations that swap height and width
+
+
+def region(content: bytes, channels: int, box: Box, size: tuple[int, int]) -> Pixels:
+    """Return the part `box` of the picture in `content`, resized to `size`: (H, W, channels).
+
+    The box counts in pixels of the upright picture. JPEG is decoded at 1/2, 1/4 or 1/8 where what
+    the box holds then is still as large as `size`; other formats at their full size. Raises
+    DecodeError for whatever cannot be read whole.
+    """
+    pixels, scale = upright_pixels(content, channels, reduction(box, size))
+    return resized(cut(pixels, box, scale), size)
+
+
+def reduction(box: Box, size: tuple[int, int]) -> int:
+    """Return by how much a box may be reduced and still be as large as `size`: 8, 4, 2 or 1."""
+    least = min(box[2] // size[0], box[3] // size[1])
+    return next((by for by in REDUCTIONS if by <= least), 1)
+
+
+def upright_pixels(
+    content: bytes, channels: int, by: int
+) -> tuple[Pixels, tuple[float, float]]:  # fmt: skip
+    """Return the picture upright (H, W, channels), and its scale down and across.
+
+    A JPEG is decoded `by` times smaller. What the quick decoder refuses or does not know goes to
+    the one that checks every picture, so that both never disagree on what is whole.
+    """
+    with suppress(ValueError):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours in COLOURS:
+            decode.check_size(width, height)
+            least = (-(-height // by), -(-width // by)) if by > 1 else (0, 0)
+            pixels = simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB",
+                                            min_height=least[0], min_width=least[1])  # fmt: skip
+            scale = (pixels.shape[0] / height, pixels.shape[1] / width)
+            turn = orientation(content)
+            return turned(pixels, turn), scale[::-1] if turn in TURNED else scale
+    image = decode.open_picture(content).convert("L" if channels == 1 else "RGB")
+    full: Pixels = np.asarray(image)
+    return full.reshape(image.height, image.width, channels), (1.0, 1.0)
+
+
+def orientation(content: bytes) -> int:
+    """Return the orientation of a JPEG, 1 to 8."""
+    if not any(content.find(note, 0, HEAD_BYTES) >= 0 for note in NOTES):
+        return 1
+    return decode.orientation_of(decode.open_header(content))
+
+
+def turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn pixels (H, W, C) as the EXIF orientation says, without a copy."""
+    if orientation in TURNED:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    return pixels
+
+
+def cut(pixels: Pixels, box: Box, scale: tuple[float, float]) -> Pixels:
+    """Return the part `box` of pixels that were decoded at `scale`; raises DecodeError."""
+    ends = []
+    for axis in range(2):
+        first, length = box[axis], box[axis + 2]
+        start, end = (int(at * scale[axis] + 0.5) for at in (first, first + length))
+        if not start < end <= pixels.shape[axis]:
+            raise DecodeError("the picture has another size than when it was checked")
+        ends.append(slice(start, end))
+    return np.array(pixels[ends[0], ends[1]], order="C")
+
+
+def resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize dense pixels (h, w, C) to `size`, bilinear, each output a mean of what it covers.
+
+    Runs without the lock of the interpreter and on the calling thread alone.
+    """
+    if pixels.shape[:2] == size:
+        return pixels
+    inputs = torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
+    outputs = interpolate(inputs, size, mode="bilinear", antialias=True)
+    found: Pixels = outputs.permute(0, 2, 3, 1)[0].numpy()
+    return found
