@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -189,6 +190,7 @@ def test_picture_of_its_own_asks_for_nothing_and_needs_no_variables(tmp_path: Pa
     text = report(tmp_path / "run", out=tmp_path / "curves.svg").read_text("utf-8")
     assert not re.search(r"url\(|@import|script|href|var\(|\{\{", text)
     assert "prefers-color-scheme: dark" in text
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
     assert re.findall(r"https?://[^\"]+", text) == ["http://www.w3.org/2000/svg"]
 
 

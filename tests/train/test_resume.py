@@ -98,6 +98,8 @@ def test_stopped_and_resumed_training_equals_the_uninterrupted_one(
         train(tiny_dataset, recipe=recipe, out=tmp_path / "parts", seed=3)
     parts = resume(tmp_path / "parts", data=tiny_dataset)
     assert_same(whole, parts)
+    assert "resumed" not in whole.facts
+    assert parts.facts["resumed"] == [steps if updates == "epoch" else updates]
 
 
 def test_sigterm_saves_and_says_so_with_its_own_exit_code(
