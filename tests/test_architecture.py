@@ -21,10 +21,10 @@ HEAVY = {
     "pyarrow", "torch_pruning", "cv2", "matplotlib", "openvino", "nncf", "numpy", "PIL",
 }  # fmt: skip
 VERBS = {
-    "adopt", "check", "compare", "doctor", "export", "fit", "list_runs", "load", "open_run", "plan",
-    "predict", "prune", "quantize", "report", "resume", "train", "verify",
+    "adopt", "check", "compare", "doctor", "export", "fit", "list_runs", "load", "lr_find",
+    "open_run", "plan", "predict", "prune", "quantize", "report", "resume", "train", "verify",
 }  # fmt: skip
-NOUNS = {"Artifact", "Recipe", "Run", "TrimtabError"}
+NOUNS = {"Artifact", "LrFind", "Recipe", "Run", "TrimtabError"}
 STANDALONE = {"numpy", "PIL", "onnxruntime", "decode"}  # what an artifact's own files may need
 
 

@@ -232,3 +232,21 @@ def wait_for(ready: Any, seconds: float = 240) -> None:
     while not ready():
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.2)
+
+
+def test_rate_finder_prints_the_words_to_train_with_and_keeps_its_files_below_runs(
+    run_cli: Any, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--set", "model.name=cnn_small", "--set", "train.precision=fp32", "--set",
+             "train.layout=contiguous", "--seed", "1"]  # fmt: skip
+    code, stdout, _ = run_cli("lr-find", str(digits_folder), *words, "--json")
+    found = json.loads(stdout)
+    assert (code, found["seed"]) == (0, 1)
+    assert found["setting"] == f"--set train.learning_rate={found['suggestion']:g}"
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "-lr-find-" in folder.name
+    assert sorted(path.name for path in folder.iterdir()) == ["lr_find.json", "lr_find.svg"]
+    _, printed, _ = run_cli("lr-find", str(digits_folder), *words, "--steps", "12", "--out", "few")
+    assert "12 steps, from 3e-06 to 0.3" in printed
+    assert "picture: few/lr_find.svg" in printed

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from trimtab.records.run import Run, list_runs, open_run
     from trimtab.report.page import report
     from trimtab.train.adopt import adopt
+    from trimtab.train.lr_find import LrFind, lr_find
     from trimtab.train.run import resume, train
 
 __version__ = "0.1.0"
 
 PUBLIC = {
     "fit": "plan.fit", "plan": "plan.fit", "check": "data.check", "compare": "plan.compare",
-    "train": "train.run",
-    "resume": "train.run", "adopt": "train.adopt", "prune": "compress.prune",
+    "train": "train.run", "resume": "train.run", "adopt": "train.adopt",
+    "lr_find": "train.lr_find", "LrFind": "train.lr_find", "prune": "compress.prune",
     "quantize": "compress.quantize",
     "export": "export.bundle", "verify": "export.verify", "predict": "export.predict",
     "report": "report.page", "doctor": "machine.doctor", "load": "models.build",
@@ -41,9 +42,9 @@ PUBLIC = {
 }  # fmt: skip
 
 __all__ = [
-    "Artifact", "Recipe", "Run", "TrimtabError", "adopt", "check", "compare", "doctor", "export",
-    "fit", "list_runs", "load", "open_run", "plan", "predict", "prune", "quantize", "report",
-    "resume", "train", "verify",
+    "Artifact", "LrFind", "Recipe", "Run", "TrimtabError", "adopt", "check", "compare", "doctor",
+    "export", "fit", "list_runs", "load", "lr_find", "open_run", "plan", "predict", "prune",
+    "quantize", "report", "resume", "train", "verify",
 ]  # fmt: skip
 
 

@@ -111,6 +111,21 @@ def check(
     emit(found.to_dict()) if OUTPUT.json else print(harmless_lines(str(found)))
 
 
+@app.command("lr-find")
+def lr_find(
+    data: Data, recipe: RecipeFile = None, set_: Settings = None, out: Out = None, seed: Seed = 0,
+    steps: Annotated[int, typer.Option(help="updates at the most")] = 100,
+    as_json: Json = False) -> None:  # fmt: skip
+    """Sweep the learning rate for a hundred steps and suggest one."""
+    from trimtab.train.lr_find import lr_find as look
+
+    found = look(data, recipe=read_choices(recipe, set_), steps=steps, out=out, seed=seed)
+    if OUTPUT.json:
+        return emit({**found.to_dict(), "path": str(found.path)})
+    print(harmless_lines(f"{found}\npicture: {found.path / 'lr_find.svg'}"))
+    return None
+
+
 @app.command()
 def train(
     data: Data, recipe: RecipeFile = None, set_: Settings = None, budget: MaybeBudget = None,

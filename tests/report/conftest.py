@@ -94,15 +94,20 @@ def build_training(path: Path, epochs: int, best: float) -> None:
     """Write a candidate's run folder with its log and ledger."""
     start(path, kind="train", label=path.name, status="finished")
     chance, steps = random.Random(path.name), 39
-    log = path / "metrics.jsonl"
+    rows = []
     for step in range(1, epochs * steps + 1, 13):
         done = step / (epochs * steps)
         loss = 0.52 + 1.8 * math.exp(-7 * done) + chance.uniform(-0.04, 0.04)
         rate = 3e-3 * math.sin(math.pi * (0.9 * done + 0.1))
-        append_jsonl(log, {"step": step, "loss": loss, "lr": rate, "progress": done})
+        rows.append({"step": step, "loss": loss, "lr": rate, "progress": done})
     for epoch in range(1, epochs + 1):
         value = best - 0.85 * math.exp(-9 * epoch / epochs)
-        append_jsonl(log, {"step": epoch * steps, "epoch": float(epoch), "valid_accuracy": value})
+        mean = 0.52 + 1.8 * math.exp(-7 * (epoch - 0.5) / epochs)
+        rate = 3e-3 * math.sin(math.pi * (0.9 * epoch / epochs + 0.1))
+        rows.append({"step": epoch * steps, "epoch": float(epoch), "valid_accuracy": value,
+                     "train_loss": mean, "lr": rate})  # fmt: skip
+    for row in sorted(rows, key=lambda row: row["step"]):
+        append_jsonl(path / "metrics.jsonl", row)
     measured = {"value": best, "low": best - 0.02, "high": best + 0.01, "n": 270, "split": "valid"}
     append_jsonl(path / "ledger.jsonl", {"what": "accuracy", **measured})
     append_jsonl(path / "ledger.jsonl", {"what": "train_seconds", "value": 30.1, "unit": "s"})

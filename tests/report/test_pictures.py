@@ -16,7 +16,7 @@ from PIL import Image
 from tests.report.conftest import confusion, files
 from tests.report.reading import Node, read
 from trimtab.report.parts import Candidate, Clause, Confusion
-from trimtab.report.pictures import confusion_picture, curve_chart
+from trimtab.report.pictures import confusion_picture
 from trimtab.report.scatter import overlap, scatter, size_key
 from trimtab.report.svg import Scale, element, padded, padded_log, thinned
 
@@ -172,26 +172,6 @@ def test_legend_shows_the_largest_file_and_the_target_in_scale() -> None:
     assert (largest, wanted) == ("largest file 391 KB", "target 100 KB")
     radii = [float(read(p).all("circle")[0].attributes["r"]) for p in (big, small)]
     assert (radii[0] / radii[1]) ** 2 == pytest.approx(3.91, rel=0.02)
-
-
-# Curves
-
-
-def test_curve_runs_over_all_epochs_and_is_named() -> None:
-    points = [(float(i), 1 / (i + 1)) for i in range(2000)]
-    picture = curve_chart([("<a>", points), ("b", [])], "train loss", "{:g}".format)
-    assert picture is not None
-    (line,) = read(picture).all("path")
-    assert line.text == "<a>"
-    assert line.attributes["d"].count("L") < 200
-
-
-def test_single_epoch_becomes_a_dot_and_nothing_no_picture() -> None:
-    one = curve_chart([("a", [(1.0, 0.5)])], "accuracy", "{:g}".format)
-    assert one is not None
-    start, end = read(one).all("path")[0].attributes["d"].removeprefix("M").split("L")
-    assert start == end
-    assert curve_chart([("a", [])], "accuracy", "{:g}".format) is None
 
 
 # Confusion

@@ -18,6 +18,7 @@ from trimtab.report.page import exact, seconds
 from trimtab.report.parts import Clause, Evidence, Interval, Verdict
 from trimtab.report.plain import HIDDEN, KEPT, clean, clip, columns, plain
 
+STYLES = ("colours.css.j2", "page.css.j2")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
@@ -181,7 +182,7 @@ INKS_ON = {"accent-soft": ("accent", "kept"), "miss-soft": ("miss",)}
 
 def theme(start: str) -> dict[str, tuple[float, ...]]:
     """Return the colours of the first rule after `start`, as fractions."""
-    css = (resources("trimtab.report") / "page.css.j2").read_text("utf-8")
+    css = "".join((resources("trimtab.report") / file).read_text("utf-8") for file in STYLES)
     block = css[css.index(start) :].split("}")[0]
     found = re.findall(r"--([\w-]+): #([0-9a-f]{6});", block)
     return {name: tuple(int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)) for name, c in found}

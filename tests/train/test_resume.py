@@ -63,7 +63,8 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
 
 def log_of(run: Run) -> list[tuple[Any, ...]]:
     """Return what the epochs reached, without the time they took."""
-    return [(r["step"], r["epoch"], r["valid_accuracy"]) for r in run.metrics if "epoch" in r]
+    kept = ("step", "epoch", "valid_accuracy", "train_loss", "lr")
+    return [tuple(row[key] for key in kept) for row in run.metrics if "epoch" in row]
 
 
 def assert_same(first: Run, second: Run) -> None:
@@ -97,6 +98,8 @@ def test_stopped_and_resumed_training_equals_the_uninterrupted_one(
         train(tiny_dataset, recipe=recipe, out=tmp_path / "parts", seed=3)
     parts = resume(tmp_path / "parts", data=tiny_dataset)
     assert_same(whole, parts)
+    assert "resumed" not in whole.facts
+    assert parts.facts["resumed"] == [steps if updates == "epoch" else updates]
 
 
 def test_a_streamed_training_stopped_in_an_epoch_resumes_to_the_same_bits(
@@ -152,7 +155,7 @@ def test_finished_training_resumes_only_with_more_epochs(
         resume(run, data=tiny_dataset)
     longer = resume(run, data=tiny_dataset, epochs=EPOCHS + 2)
     assert longer.recipe.train.epochs == EPOCHS + 2
-    assert [epoch for _, epoch, _ in log_of(longer)] == [1, 2, 3, 4, 5]
+    assert [epoch for _, epoch, *_ in log_of(longer)] == [1, 2, 3, 4, 5]
 
 
 def test_training_that_stopped_early_goes_on_from_where_it_was(

@@ -19,6 +19,7 @@ from trimtab.errors import DivergedError, Interrupted, UsageError
 from trimtab.machine.probe import PLAIN, probe
 from trimtab.models.build import build, load
 from trimtab.records.run import open_run
+from trimtab.train import loop
 from trimtab.train.flip import are_recognised
 from trimtab.train.loop import evaluate, train_network
 from trimtab.train.run import train
@@ -61,6 +62,26 @@ def test_budget_ends_a_training_that_has_epochs_left(
     assert 0.7 * 4 < row["value"] < 1.3 * 4
     rates = [r["lr"] for r in run.metrics if "lr" in r]
     assert rates[-1] < 0.2 * max(rates)
+
+
+def test_train_loss_of_an_epoch_is_the_mean_over_its_samples(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[tuple[float, int]] = []
+    real = loop.train_step
+
+    def step(network: Any, batch: Any, *given: Any) -> Any:
+        value = real(network, batch, *given)
+        met.append((value.item(), len(batch.ids)))
+        return value
+
+    monkeypatch.setattr(loop, "train_step", step)
+    run = train(tiny_dataset, recipe=tiny_recipe.override(train__epochs=2), out=tmp_path / "r")
+    rows = [row for row in run.metrics if "epoch" in row]
+    for row, steps in zip(rows, (met[: len(met) // 2], met[len(met) // 2 :]), strict=True):
+        assert len({count for _, count in steps}) > 1  # a short last batch weighs less
+        mean = sum(value * count for value, count in steps) / sum(count for _, count in steps)
+        assert row["train_loss"] == pytest.approx(mean, abs=1e-6)
 
 
 def test_training_stops_early_when_nothing_gets_better(

@@ -174,8 +174,12 @@ def curve(folder: Path, notes: Notes) -> Curve:
     scale = epochs / steps if steps and epochs else None
     name = plain(folder.resolve().name)
     if scale is None:
-        return Curve(name, [], [], [])
-    return Curve(name, *(list(points(log, key, scale)) for key in ("loss", "valid_accuracy", "lr")))
+        return Curve(name)
+    keys = ("loss", "train_loss", "valid_accuracy", "lr")
+    loss, mean_loss, accuracy, rate = (list(points(log, key, scale)) for key in keys)
+    breaks = mapping(folder / "run.json", notes).get("resumed")
+    known = [step for step in breaks if type(step) is int] if isinstance(breaks, list) else []
+    return Curve(name, loss, mean_loss, accuracy, rate, [step * scale for step in known])
 
 
 def points(log: list[dict[str, Any]], key: str, scale: float) -> Iterator[tuple[float, float]]:

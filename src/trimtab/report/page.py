@@ -9,16 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from trimtab.errors import UsageError
 from trimtab.records.files import make_folder, write_text
 from trimtab.records.target import METRICS, show
 from trimtab.report import story
+from trimtab.report.curves import charts, curve_marks, curve_sheet
 from trimtab.report.gather import TABLED, gather
-from trimtab.report.parts import Candidate, Clause, Evidence
-from trimtab.report.pictures import Series, confusion_picture, curve_chart
+from trimtab.report.parts import Candidate, Clause, Curve, Evidence
+from trimtab.report.pictures import confusion_picture
 from trimtab.report.scatter import latency_metric, scatter, size_key
+from trimtab.report.standalone import environment
 
 MOST_CURVES = 16
 SCATTER_SIZES = {
@@ -32,15 +34,18 @@ def report(*runs: Any, out: str | os.PathLike[str] | None = None) -> Path:
     """Draw one HTML page of `runs` (Run, Artifact or their folders) and return its path.
 
     One run gets `report.html` in its folder; several, or an artifact alone, get it in the current
-    folder; `out` names another file, or a folder to put it in. Raises UsageError where a folder is
-    no run, MachineError where the page cannot be written.
+    folder; `out` names another file, or a folder to put it in. With an `out` that ends in `.svg`
+    the training curves alone are drawn, as a picture for other documents. Raises UsageError where
+    a folder is no run and where there are no curves to draw, MachineError where the page cannot be
+    written.
     """
     if not runs:
         raise UsageError("report needs at least one run", "give a run folder")
     evidence = [gather(run) for run in runs]
     path = destination(runs, evidence, out)
+    content = render_curves(evidence) if path.suffix.lower() == ".svg" else render(evidence)
     make_folder(path.parent)
-    write_text(path, render(evidence))
+    write_text(path, content)
     return path
 
 
@@ -72,6 +77,16 @@ def render(evidence: Sequence[Evidence]) -> str:
     )  # fmt: skip
 
 
+def render_curves(evidence: Sequence[Evidence]) -> str:
+    """Return the training curves as an SVG file; raises UsageError where none were logged."""
+    evidence = told_apart(evidence)
+    curves = ordered_curves(evidence, [row for each in evidence for row in each.rows])
+    if not curves:
+        raise UsageError("no whole epoch was logged in the metrics.jsonl of any of these runs",
+                         "give the run folder of a training")  # fmt: skip
+    return curve_sheet(curves[:MOST_CURVES], left_out=len(curves[MOST_CURVES:]))
+
+
 def told_apart(evidence: Sequence[Evidence]) -> list[Evidence]:
     """Put the run's name in front of its candidates where several runs share a table."""
     if len(evidence) == 1:
@@ -97,13 +112,10 @@ def shared_clauses(evidence: Sequence[Evidence]) -> tuple[Clause, ...]:
 
 @cache
 def templates() -> Environment:
-    """Return the template environment; all text is escaped and unknown names are errors."""
-    environment = Environment(
-        loader=PackageLoader("trimtab", "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(FILTERS)
-    return environment
+    """Return the template environment with the page's filters."""
+    found = environment()
+    found.filters.update(FILTERS)
+    return found
 
 
 def title_of(evidence: Sequence[Evidence]) -> str:
@@ -122,17 +134,17 @@ def show_known(metric: str, value: float | None) -> str:
 
 def curve_charts(evidence: Sequence[Evidence], rows: Sequence[Candidate]) -> dict[str, Any]:
     """Draw loss, accuracy and learning rate of all trainings, those that ship first."""
+    curves = ordered_curves(evidence, rows)
+    drawn = curves[:MOST_CURVES]
+    return {"names": [c.name for c in drawn], "pictures": charts(drawn),
+            "marks": curve_marks(drawn), "left_out": len(curves) - len(drawn)}  # fmt: skip
+
+
+def ordered_curves(evidence: Sequence[Evidence], rows: Sequence[Candidate]) -> list[Curve]:
+    """Return the trainings that logged something, those that ship first."""
     first = ancestry(rows)
     curves = [c for each in evidence for c in each.curves if c.loss or c.accuracy or c.rate]
-    curves.sort(key=lambda curve: curve.name not in first)
-    drawn = curves[:MOST_CURVES]
-    pictures = [
-        curve_chart([series(c.name, c.loss) for c in drawn], "train loss", "{:g}".format),
-        curve_chart([series(c.name, c.accuracy) for c in drawn], "accuracy on valid", percent_tick),
-        curve_chart([series(c.name, c.rate) for c in drawn], "learning rate", "{:g}".format),
-    ]
-    return {"names": [c.name for c in drawn], "pictures": [p for p in pictures if p],
-            "left_out": len(curves) - len(drawn)}  # fmt: skip
+    return sorted(curves, key=lambda curve: curve.name not in first)
 
 
 def ancestry(rows: Sequence[Candidate]) -> set[str]:
@@ -144,16 +156,6 @@ def ancestry(rows: Sequence[Candidate]) -> set[str]:
         found.add(row.name)
         row = by_name.get(row.parent or "")
     return found
-
-
-def series(name: str, points: list[tuple[float, float]]) -> Series:
-    """Return a named line."""
-    return name, points
-
-
-def percent_tick(value: float) -> str:
-    """Label a fraction on an axis."""
-    return f"{100 * value:g} %"
 
 
 @dataclass(frozen=True)

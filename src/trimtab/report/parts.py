@@ -164,12 +164,14 @@ class Confusion(Part):
 
 @dataclass(frozen=True)
 class Curve:
-    """What one training logged; each list holds (epoch, value)."""
+    """What one training logged; each list holds (epoch, value), `resumed` epochs alone."""
 
     name: str
-    loss: list[tuple[float, float]]
-    accuracy: list[tuple[float, float]]
-    rate: list[tuple[float, float]]
+    loss: list[tuple[float, float]] = field(default_factory=list)
+    mean_loss: list[tuple[float, float]] = field(default_factory=list)
+    accuracy: list[tuple[float, float]] = field(default_factory=list)
+    rate: list[tuple[float, float]] = field(default_factory=list)
+    resumed: list[float] = field(default_factory=list)
 
 
 @dataclass

@@ -1,73 +1,25 @@
-"""Draws training curves and the confusion matrix."""
+"""Draws the confusion matrix."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 from markupsafe import Markup
 from PIL import Image
 
 from trimtab.report.parts import Confusion
 from trimtab.report.plain import clip, columns
-from trimtab.report.svg import (
-    Point,
-    Scale,
-    drawing,
-    element,
-    line,
-    padded,
-    path,
-    text,
-    thinned,
-)
+from trimtab.report.svg import drawing, element, text
 
-CURVE_POINTS = 160
-COLOURS = 8
 CELL = 34.0
 NAME_COLUMNS = 16
 LARGEST_GRID = 20
 LARGEST_RASTER = 500
 LEVELS = 7
 HIT, MISS = (13, 148, 136), (224, 90, 30)
-
-Series = tuple[str, list[Point]]
-
-
-def curve_chart(
-    series: Sequence[Series], title: str, tick: Callable[[float], str],
-    width: float = 340, height: float = 230,
-) -> Markup | None:  # fmt: skip
-    """Draw one line per training over its epochs; None where nothing was logged."""
-    values = [value for _, points in series for _, value in points]
-    if not values:
-        return None
-    ends = [points[-1][0] for _, points in series if points]
-    x = Scale(0.0, max(1e-6, *ends), 52, width - 14)
-    y = Scale(*padded(values), height - 38, 30)
-    lines = [trace(points, x, y, f"line c{i % COLOURS}", name)
-             for i, (name, points) in enumerate(series) if points]  # fmt: skip
-    return drawing(width, height, f"{title} by epoch", *chart_axes(x, y, title, tick), *lines)
-
-
-def trace(points: list[Point], x: Scale, y: Scale, class_: str, name: str) -> Markup:
-    """Draw one line, thinned to what can be seen; a single point becomes a dot."""
-    seen = [(x(at), y(value)) for at, value in thinned(points, CURVE_POINTS)]
-    return path(seen if len(seen) > 1 else seen * 2, class_, name)
-
-
-def chart_axes(x: Scale, y: Scale, title: str, tick: Callable[[float], str]) -> Iterator[Markup]:
-    """Draw grid, ticks and names of a curve chart."""
-    for value in y.ticks(4):
-        yield line((x.start, y(value)), (x.end, y(value)), "grid")
-        yield text(x.start - 8, y(value) + 4, tick(value), class_="tick end")
-    for value in x.ticks(5):
-        yield text(x(value), y.start + 18, f"{value:g}", class_="tick mid")
-    yield line((x.start, y.start), (x.end, y.start), "axis")
-    yield text(8, 14, title, class_="name")
-    yield text(x.end, y.start + 34, "epoch", class_="name end")
 
 
 def confusion_picture(confusion: Confusion) -> Markup:

@@ -65,7 +65,7 @@ class Keeper:
         clock, best, plateau = self.clock, self.best, self.settings.plateau
         return {
             "step": clock.step, "epoch": clock.epoch, "seconds": clock.seconds,
-            "images": self.log.images, "micro_batch": self.settings.micro_batch,
+            "log": self.log.facts(), "micro_batch": self.settings.micro_batch,
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark},
             "average": self.settings.average.facts(), "scale": self.settings.scale.facts(),
             "plateau": plateau.state() if plateau else None,
@@ -83,8 +83,7 @@ class Keeper:
         best.accuracy, best.epoch = facts["best"]["accuracy"], facts["best"]["epoch"]
         best.mark = facts["best"]["mark"]
         best.weights = found.tensors("best") if "best" in found.groups else {}
-        self.log.images = facts["images"]
-        self.log.since = (self.log.since[0], facts["images"])
+        self.log.restore(facts["log"])
         self.settings.micro_batch = facts["micro_batch"]
         self.settings.scale.restore(facts["scale"])
         average = found.tensors("average") if "average" in found.groups else {}
@@ -114,6 +113,8 @@ def keeper(
         found = kept.checkpoints.newest()
         if found is not None:
             kept.restore(found)
+            breaks = [*log.run.facts.get("resumed", []), found.step]
+            update_facts(log.run, resumed=breaks)
         else:
             kept.checkpoints.require_space(kept.state()[0])
             rewind(log.run, log.run.facts["begun"])

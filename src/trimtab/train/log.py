@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.measure.quality import Scores
@@ -78,11 +79,18 @@ class Best:
 
 @dataclass
 class Log:
-    """Writes the step and epoch log."""
+    """Writes the step and epoch log.
+
+    `total` is the sum of the losses of this epoch's `samples`, which stays on the device until the
+    epoch ends; `rate` is the learning rate of the last step.
+    """
 
     run: Run | None
     observe: Observe | None
     images: int = 0
+    samples: int = 0
+    rate: float = 0.0
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     last: float = 0.0
     loss: float = math.nan
     since: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
@@ -91,16 +99,37 @@ class Log:
         """Return whether it is time to log a step."""
         return time.monotonic() - self.last >= LOG_SECONDS
 
-    def step(self, clock: Clock, rate: float, loss: float) -> None:
+    def add(self, rate: float, loss: Tensor, samples: int) -> None:
+        """Take the mean loss of one step's samples, without waiting for the device."""
+        self.rate = rate
+        self.images += samples
+        self.samples += samples
+        self.total = self.total.to(loss.device).add_(loss, alpha=samples)
+
+    def step(self, clock: Clock, loss: float) -> None:
         """Log one step."""
         self.last, self.loss = time.monotonic(), loss
-        self.write({"step": clock.step, "loss": round(loss, 6), "lr": rate, "progress":
+        self.write({"step": clock.step, "loss": round(loss, 6), "lr": self.rate, "progress":
                     round(clock.progress, 4), "seconds": round(clock.seconds, 3)})  # fmt: skip
 
     def epoch(self, clock: Clock, epoch: float, scores: Scores) -> None:
-        """Log the end of an epoch."""
+        """Log the end of an epoch, with the mean loss of its samples, and begin the next."""
+        mean = self.total.item() / max(1, self.samples)
         self.write({"step": clock.step, "epoch": round(epoch, 3), "valid_accuracy": scores.accuracy,
+                    "train_loss": round(mean, 6), "lr": self.rate,
                     "seconds": round(clock.seconds, 3)})  # fmt: skip
+        self.samples, self.total = 0, torch.zeros_like(self.total)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, so that an epoch in work goes on to the same mean."""
+        return {"images": self.images, "samples": self.samples, "rate": self.rate,
+                "total": self.total.item()}  # fmt: skip
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Go on from what `facts` returned."""
+        self.images, self.samples, self.rate = facts["images"], facts["samples"], facts["rate"]
+        self.since = (self.since[0], self.images)
+        self.total = torch.full_like(self.total, facts["total"])
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row and show it to the observer."""

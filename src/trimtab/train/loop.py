@@ -75,9 +75,9 @@ def train_network(
                 rate = set_rate(settings, clock.progress)
                 value = train_step(network, batch, settings, clock)
                 clock.step += 1
-                log.images += len(batch.ids)
+                log.add(rate, value, len(batch.ids))
                 if log.due():
-                    log.step(clock, rate, value.item())
+                    log.step(clock, value.item())
                     bar.update(clock.progress, log.note(best))
                 ending = clock.progress >= 1 or stop.requested
                 if ending or kept.due():
