@@ -18,9 +18,10 @@ from trimtab.machine.probe import LAYOUTS, WAYS, Autocast, Way, autocast_for, pr
 from trimtab.models.build import macs_and_params
 from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe, fields_of
-from trimtab.records.sections import RegularizeSection
+from trimtab.records.sections import FRESH, RegularizeSection
 from trimtab.registry import lookup
 from trimtab.train.average import Average, start_average
+from trimtab.train.freeze import Freeze, norms_of, train_mode
 from trimtab.train.losses import LOSSES, Loss, balanced_weights
 from trimtab.train.optimizers import PEAK_LEARNING_RATE, find_optimizer, parameter_groups
 from trimtab.train.schedules import (
@@ -41,6 +42,7 @@ SCHEDULE_FIELDS = ("cycles", "gamma", "milestones", "power", "plateau_patience")
 HEARD_BY = {  # field: the choice it belongs to, and those of its values that make no use of it
     "train.average_decay": ("average", {"none", "swa"}),
     "train.average_every": ("average", {"none", "swa", "ema"}),
+    "model.keep_head": ("pretrained", {FRESH}),
     "augment.policy_strength": ("policy", {"none", "trivialaugment"}),
 }
 LOSS_FIELDS = {
@@ -68,7 +70,7 @@ class Settings:
     regularize: RegularizeSection
     resolution: tuple[float, ...]
     hard_fraction: float
-    freeze_norms: bool
+    freeze: Freeze
     probed: dict[Way, float]
 
     @property
@@ -101,6 +103,7 @@ def resolve(network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | N
     way, probed = resolve_way(network, dataset, recipe, device)
     peak, size = peak_learning_rate(recipe), resolve_batch_size(recipe, dataset)
     optimizer = build_optimizer(network, recipe, peak)
+    trained = [one for group in optimizer.param_groups for one in group["params"]]
     schedule, weights = build_schedule(recipe), build_class_weights(recipe, dataset, device)
     micro = recipe.train.micro_batch
     return Settings(
@@ -112,7 +115,8 @@ def resolve(network: nn.Module, dataset: Dataset, recipe: Recipe, loss: Loss | N
         average=build_average(network, recipe),
         regularize=recipe.regularize,
         resolution=recipe.train.resolution, hard_fraction=recipe.train.hard_fraction,
-        freeze_norms=recipe.model.freeze_norms, probed=probed,
+        freeze=Freeze(network, trained, head_only=recipe.train.head_only,
+                      norms=recipe.model.freeze_norms), probed=probed,
     )  # fmt: skip
 
 
@@ -150,19 +154,6 @@ def set_norms(network: nn.Module, recipe: Recipe) -> None:
             norm.momentum = recipe.model.norm_momentum
 
 
-def train_mode(network: nn.Module, *, freeze_norms: bool) -> None:
-    """Put `network` into training mode, batch norms left out where they are frozen."""
-    network.train()
-    if freeze_norms:
-        for norm in norms_of(network):
-            norm.eval()
-
-
-def norms_of(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """Return the batch norms."""
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
 def resolve_batch_size(recipe: Recipe, dataset: Dataset) -> int:
     """Return samples per step: 32 to 128, so that an epoch has 40 steps where that is possible."""
     samples = len(dataset.splits["train"])
@@ -189,7 +180,8 @@ def build_optimizer(network: nn.Module, recipe: Recipe, peak: float) -> torch.op
     name, decay = recipe.train.optimizer, recipe.regularize.weight_decay
     if decay == "auto":
         decay = DECOUPLED_DECAY if name.lower() in DECOUPLED else COUPLED_DECAY
-    groups = parameter_groups(network, weight_decay=decay, bias_rate=recipe.train.bias_rate)
+    groups = parameter_groups(network, weight_decay=decay, bias_rate=recipe.train.bias_rate,
+                              layer_decay=recipe.train.layer_decay)  # fmt: skip
     part = find_optimizer(name)
     taken = accepted(part, recipe, name, {"momentum": "train.momentum"})
     return part(groups, lr=peak, **taken)

@@ -15,10 +15,11 @@ from trimtab.data.dataset import Batch
 from trimtab.errors import DivergedError, MachineError, UsageError
 from trimtab.machine.probe import LAYOUTS
 from trimtab.machine.progress import say
+from trimtab.train.freeze import norms_of
 from trimtab.train.gradients import are_finite, ascend, clip, l1_penalty
 from trimtab.train.log import Clock
 from trimtab.train.losses import sample_weights
-from trimtab.train.settings import Settings, norms_of
+from trimtab.train.settings import Settings
 
 Found = TypeVar("Found")
 
