@@ -8,7 +8,8 @@ from torch import nn
 
 from trimtab.errors import UsageError
 from trimtab.models.blocks import Residual, halvings, scaled, stem, strides
-from trimtab.models.image import MODELS, OWN_NAMES, find_model, timm_model
+from trimtab.models.image import MODELS, OWN_NAMES, find_model
+from trimtab.models.libraries import TIMM, library_model
 from trimtab.records.schema import Schema
 
 
@@ -102,12 +103,12 @@ def test_timm_model_with_a_width_is_refused(colour: Schema) -> None:
 
 def test_timm_model_that_cannot_be_built_is_explained(grey: Schema) -> None:
     with pytest.raises(UsageError, match="timm cannot build"):
-        timm_model("vit_tiny_patch16_224", grey, dropout=2.0)
+        library_model(TIMM, "vit_tiny_patch16_224", grey, dropout=2.0)
 
 
 @pytest.mark.parametrize(
     ("name", "hint"), [("cnn_smal", "cnn_small"), ("mobilenetv3_smal_100", "mobilenetv3_small_100"),
-                       ("efficientnet_b00", "efficientnet_b0"), ("qqqq", "known: cnn_large")],
+                       ("efficientnet_b00", "efficientnet_b0"), ("qqqq", "known: cifar_resnet20")],
 )  # fmt: skip
 def test_unknown_model_names_the_closest_one(name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=f"unknown model '{name}'") as caught:
@@ -116,7 +117,42 @@ def test_unknown_model_names_the_closest_one(name: str, hint: str) -> None:
     assert len(caught.value.hint) < 300
 
 
-def test_asking_for_pretrained_weights_is_refused() -> None:
-    with pytest.raises(UsageError, match="fetches none") as caught:
+def test_torchvision_model_is_found_by_the_name_that_timm_does_not_have(grey: Schema) -> None:
+    body = find_model("mobilenet_v2")(grey, dropout=0.3)
+    assert body.eval()(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+    assert "features.18.1.running_mean" in body.state_dict()
+    assert [m.p for m in body.modules() if isinstance(m, nn.Dropout)] == [0.3]
+
+
+def test_name_that_both_libraries_have_is_timms_unless_it_says_otherwise(colour: Schema) -> None:
+    assert "conv_stem.weight" in find_model("efficientnet_b0")(colour).state_dict()
+    assert "conv_stem.weight" in find_model("timm.efficientnet_b0")(colour).state_dict()
+    other = find_model("torchvision.efficientnet_b0")(colour, stochastic_depth=0.1)
+    assert "features.0.0.weight" in other.state_dict()
+    chances = [m.p for m in other.modules() if type(m).__name__ == "StochasticDepth"]
+    assert max(chances) == 0.1
+
+
+def test_torchvisions_own_dropout_gives_way_to_the_recipes(colour: Schema) -> None:
+    parts = find_model("mobilenet_v3_large")(colour).modules()
+    assert [m.p for m in parts if isinstance(m, nn.Dropout)] == [0.0]
+    with pytest.raises(UsageError, match="it has no dropout"):
+        find_model("torchvision.resnet18")(colour, dropout=0.5)
+
+
+@pytest.mark.parametrize("name", ["torchvision.resnet5", "timm.mobilenet_v2", "torchvision."])
+def test_library_that_does_not_know_a_model_is_told(name: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown model '{name}'"):
+        find_model(name)
+
+
+def test_published_cifar_resnets_have_their_layers_names(colour: Schema) -> None:
+    keys = set(MODELS["cifar_resnet20"](colour).state_dict())
+    assert {"conv1.weight", "bn1.weight", "layer2.0.conv1.weight", "linear.bias"} <= keys
+    assert len([key for key in keys if key.endswith(("conv1.weight", "conv2.weight"))]) == 19
+
+
+def test_name_with_the_tag_of_weights_says_where_to_write_it() -> None:
+    with pytest.raises(UsageError, match="names the weights 'a1_in1k'") as caught:
         find_model("resnet50.a1_in1k")
-    assert "write resnet50;" in caught.value.hint
+    assert "model.pretrained: cache:a1_in1k" in caught.value.hint

@@ -147,6 +147,7 @@ def finetuning(parent: Run) -> Recipe:
     return recipe.override(
         train__epochs=max(1, round(recipe.compress.finetune_fraction * epochs)),
         train__learning_rate=FINETUNE_RATE * peak_learning_rate(recipe),
+        train__head_only=0.0,
     )
 
 

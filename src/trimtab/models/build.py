@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from trimtab.records.sections import ModelSection
 
 OWN = "custom:"
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+WHITE = 255.0
 SMALLEST_STD = 1e-3  # of 255: a channel that never changes is only centred
 SHOWN = 3
 BUILDING = ("width", "dropout", "stochastic_depth")  # choices of a recipe that change the layers
@@ -42,6 +43,16 @@ class Normalize(nn.Module):
         std = [value if value > SMALLEST_STD else 1.0 for value in schema.std]
         self.register_buffer("mean", torch.tensor(schema.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    @torch.no_grad()
+    def use(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take other statistics, one for all channels or one for each, in fractions of white.
+
+        For grey pictures those of colour are averaged.
+        """
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            given = torch.tensor(values).view(-1, 1, 1) * WHITE
+            buffer.copy_(given.mean(0, keepdim=True) if len(buffer) == 1 else given)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map float pixels (N, C, H, W) in [0, 255] to zero mean and unit deviation."""
@@ -70,11 +81,25 @@ def build(schema: Schema, recipe: Recipe, module: nn.Module | None = None) -> Ne
     """
     body = named_body(schema, recipe) if module is None else copy.deepcopy(module)
     network = Network(schema, body)
+    if recipe.model.mean or recipe.model.std:
+        network.normalize.use(*stated(recipe, schema))
     for part in network.modules():
         if getattr(part, "inplace", None) is True:
             part.inplace = False  # type: ignore[assignment]  # tracing needs every step's value
     require_runs(network, schema, f"model '{recipe.model.name}'")
     return network
+
+
+def stated(recipe: Recipe, schema: Schema) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the recipe's own statistics; raises UsageError where they are not for the data."""
+    mean, std = recipe.model.mean, recipe.model.std
+    if len(mean) != len(std) or len(mean) not in {1, schema.channels}:
+        raise UsageError(
+            f"model.mean has {len(mean)} numbers and model.std {len(std)}, wanted one each for the "
+            f"{schema.channels} channels of the pictures",
+            "give both, or leave both out",
+        )
+    return mean, std
 
 
 def named_body(schema: Schema, recipe: Recipe) -> nn.Module:

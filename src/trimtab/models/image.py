@@ -1,11 +1,10 @@
-"""Image networks: trimtab's own for small inputs, and timm's by name."""
+"""Image networks: trimtab's own for small inputs, timm's and torchvision's by name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -20,6 +19,8 @@ from trimtab.models.blocks import (
     strides,
     unit,
 )
+from trimtab.models.cifar import cifar_resnet20, cifar_resnet32, cifar_resnet56
+from trimtab.models.libraries import TIMM, TORCHVISION, library_model, library_of, names_of
 from trimtab.models.whitened import wcnn_large, wcnn_medium, wcnn_small
 from trimtab.records.schema import Schema
 from trimtab.registry import did_you_mean, lookup
@@ -114,78 +115,51 @@ def dwconv_small(schema: Schema, *, width: float = 1.0, dropout: float = 0.0) ->
     return assemble(blocks, inputs, schema, dropout)
 
 
-def timm_model(
-    name: str, schema: Schema, *, width: float = 1.0, dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
-) -> nn.Module:  # fmt: skip
-    """Build any timm model with fresh weights; nothing is fetched.
-
-    Raises UsageError for a width other than 1 and for a model that cannot be built for the data.
-    """
-    import timm  # here, since it takes seconds and trimtab's own nets do without
-
-    if width != 1.0:
-        raise UsageError(
-            f"model.width is for trimtab's own networks; {name} is timm's, got {width:g}",
-            f"leave model.width at 1, or take one of: {', '.join(OWN_NAMES)}",
-        )
-    settings: dict[str, Any] = {"drop_rate": dropout} if dropout else {}
-    if stochastic_depth:
-        settings["drop_path_rate"] = stochastic_depth
-    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
-        settings["img_size"] = (schema.height, schema.width)
-    try:
-        body = timm.create_model(name, pretrained=False, num_classes=len(schema.classes),
-                                 in_chans=schema.channels, **settings)  # fmt: skip
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UsageError(f"timm cannot build {name} for this data: {error}",
-                         "choose another model, or another data.image_size") from error  # fmt: skip
-    assert isinstance(body, nn.Module)
-    return body
-
-
 def find_model(name: str) -> Builder:
-    """Return the builder of a registered model, any timm model, or `package.module:function`.
+    """Return the builder of a model by its name.
 
-    Raises UsageError with the closest name for an unknown one.
+    In this order: a registered one, `package.module:function`, timm's, torchvision's; `timm.NAME`
+    and `torchvision.NAME` say which of the two. Raises UsageError with the closest name for an
+    unknown one.
     """
     if name in MODELS or ":" in name:
         return lookup("model", MODELS, name)
-    import timm
-
-    if "." in name:
+    if found := library_of(name):
+        return partial(library_model, *found)
+    plain, _, tag = name.rpartition(".")
+    if plain and library_of(plain):
         raise UsageError(
-            f"model '{name}' asks for pretrained weights, and trimtab fetches none",
-            f"write {name.partition('.')[0]}; it is trained from fresh weights",
+            f"model '{name}' names the weights '{tag}', where model.name is for the layers",
+            f"write model.name: {plain} and model.pretrained: cache:{tag}",
         )
-    if timm.is_model(name):
-        return partial(timm_model, name)
-    close = difflib.get_close_matches(name, timm.list_models(), n=1)
+    known = [one for library in (TIMM, TORCHVISION) for one in names_of(library)]
+    close = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
     raise UsageError(f"unknown model '{name}'", did_you_mean(name, [*MODELS, *close]))
 
 
 def mobilenetv3_small_100(schema: Schema, **settings: float) -> nn.Module:
     """Build MobileNetV3-Small (Howard et al. 2019), 1.5 million parameters at 10 classes."""
-    return timm_model("mobilenetv3_small_100", schema, **settings)
+    return library_model(TIMM, "mobilenetv3_small_100", schema, **settings)
 
 
 def mobilenetv3_large_100(schema: Schema, **settings: float) -> nn.Module:
     """Build MobileNetV3-Large (Howard et al. 2019), 4.2 million parameters at 10 classes."""
-    return timm_model("mobilenetv3_large_100", schema, **settings)
+    return library_model(TIMM, "mobilenetv3_large_100", schema, **settings)
 
 
 def resnet18(schema: Schema, **settings: float) -> nn.Module:
     """Build ResNet-18 for photos (He et al. 2015, table 1), 11.2 million parameters."""
-    return timm_model("resnet18", schema, **settings)
+    return library_model(TIMM, "resnet18", schema, **settings)
 
 
 def resnet50(schema: Schema, **settings: float) -> nn.Module:
     """Build ResNet-50 for photos (He et al. 2015, table 1), 23.5 million parameters."""
-    return timm_model("resnet50", schema, **settings)
+    return library_model(TIMM, "resnet50", schema, **settings)
 
 
 OWN_NAMES = ("cnn_small", "cnn_medium", "cnn_large", "resnet8", "resnet20", "dwconv_small",
-             "wcnn_small", "wcnn_medium", "wcnn_large")  # fmt: skip
+             "wcnn_small", "wcnn_medium", "wcnn_large", "cifar_resnet20", "cifar_resnet32",
+             "cifar_resnet56")  # fmt: skip
 MODELS: dict[str, Builder] = {
     "cnn_small": cnn_small,
     "cnn_medium": cnn_medium,
@@ -196,6 +170,9 @@ MODELS: dict[str, Builder] = {
     "wcnn_small": wcnn_small,
     "wcnn_medium": wcnn_medium,
     "wcnn_large": wcnn_large,
+    "cifar_resnet20": cifar_resnet20,
+    "cifar_resnet32": cifar_resnet32,
+    "cifar_resnet56": cifar_resnet56,
     "mobilenetv3_small_100": mobilenetv3_small_100,
     "mobilenetv3_large_100": mobilenetv3_large_100,
     "resnet18": resnet18,

@@ -15,6 +15,7 @@ from trimtab.compress.ranges import RANGES
 from trimtab.data.dataset import open_dataset
 from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.machine.progress import clock, say
+from trimtab.models.pretrained import require_named
 from trimtab.plan.budget import COMPRESS, SCREEN, Budget
 from trimtab.plan.finish import finish
 from trimtab.plan.job import Job
@@ -91,6 +92,7 @@ def fit(
 
 def require_parts(recipe: Recipe) -> None:
     """Raise UsageError for a part that does not exist, before any time is spent."""
+    require_named(recipe)
     find_optimizer(recipe.train.optimizer)
     lookup("schedule", SCHEDULES, recipe.train.schedule)
     lookup("loss", LOSSES, recipe.train.loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import yaml
@@ -50,9 +50,17 @@ class Recipe(Section):
             values.setdefault(section, {})[field] = value
         return validate(values, "override")
 
+    def portable(self) -> Recipe:
+        """Return a copy that names no folder of this machine, only the file in it."""
+        path = PurePath(self.model.pretrained)
+        if not (path.is_absolute() or path.parts[0].startswith("~")):
+            return self
+        return self.override(model__pretrained=path.name)
+
     def to_yaml(self) -> str:
-        """Return all choices, defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Return all choices, defaults written out, without folders of this machine."""
+        values = self.portable().model_dump(mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 class RecipeLoader(yaml.SafeLoader):

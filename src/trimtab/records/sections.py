@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST = 2**31 - 1
 Auto = Literal["auto"]
+FRESH = "none"  # of model.pretrained
 
 
 def not_bool(value: Any) -> Any:
@@ -109,8 +110,24 @@ class ModelSection(Section):
     """Which network."""
 
     name: str = Field(
-        "auto", description="a registered model, any timm model, or package.module:function; "
-        "auto: chosen by measurement")  # fmt: skip
+        "auto", description="a registered model, any of timm or torchvision (timm.NAME and "
+        "torchvision.NAME where both have it, else timm's), or package.module:function; auto: "
+        "chosen by measurement")  # fmt: skip
+    pretrained: str = Field(
+        FRESH, min_length=1, description="first weights. none: random; cache: the library's own, "
+        "from its local cache (HF_HUB_CACHE, TORCH_HOME); download: the same, fetched where they "
+        "are absent; cache:TAG and download:TAG: others of the model's; or a run folder or file: "
+        ".safetensors, .npz, .pt, .pth, .th, .bin")  # fmt: skip
+    keep_head: bool = Field(
+        False, description="keep the last layer of pretrained weights, for the same classes in the "
+        "same order; else it is learnt anew")  # fmt: skip
+    mean: tuple[Annotated[Number, Field(ge=0, le=1)], ...] = Field(
+        (), description="mean of each channel by which pictures are centred, a fraction of white; "
+        "(): that of the pretrained weights (ImageNet's where nothing says it), else of the train "
+        "split")  # fmt: skip
+    std: tuple[Annotated[Number, Field(gt=0, le=1)], ...] = Field(
+        (), description="deviation of each channel that pictures are scaled by, as model.mean"
+    )
     width: Number = Field(
         1.0, gt=0, le=8, description="factor on the channels of trimtab's own networks"
     )
@@ -159,6 +176,13 @@ class TrainSection(Section):
     bias_rate: Number = Field(
         1.0, gt=0, le=1000, description="factor on the learning rate of batch norm's biases, whose "
         "weights then stay at 1 (Jordan 2024, section 3.4: 64)")  # fmt: skip
+    layer_decay: Number = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate for each block between a layer "
+        "and the head, so that early layers of pretrained networks learn slower (Howard & Ruder "
+        "2018)")  # fmt: skip
+    head_only: Number = Field(
+        0.0, ge=0, lt=1, description="share of the training, at its start, in which only the last "
+        "layer learns and batch norms stay as they are")  # fmt: skip
     schedule: str = Field(
         "one_cycle", description="a registered schedule, or package.module:function"
     )

@@ -14,6 +14,7 @@ from trimtab.errors import MachineError
 from trimtab.machine.progress import say
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run, update_facts
+from trimtab.records.sections import FRESH
 from trimtab.train.checkpoint import Checkpoint, Checkpoints
 from trimtab.train.log import Best, Clock, Log
 from trimtab.train.settings import Settings
@@ -118,6 +119,8 @@ def keeper(
         else:
             kept.checkpoints.require_space(kept.state()[0])
             rewind(log.run, log.run.facts["begun"])
+            if recipe.model.pretrained != FRESH:
+                kept.save()  # from here on the run does without the file
         yield kept
 
 

@@ -22,7 +22,6 @@ from trimtab.records.run import Run
 from trimtab.train.keep import keeper
 from trimtab.train.log import Best, Clock, Log, Observe
 from trimtab.train.losses import Loss
-from trimtab.train.norms import train_mode
 from trimtab.train.settings import Settings, resolve
 from trimtab.train.update import train_step
 
@@ -69,9 +68,10 @@ def train_network(
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
     ):  # fmt: skip
         for epoch in range(clock.epoch, recipe.train.epochs):
-            train_mode(network, freeze_norms=settings.freeze_norms)
+            settings.freeze.train_mode()
             ending = False
             for batch in feed.epoch(epoch, clock.step - epoch * steps):
+                settings.freeze.follow(clock.progress)
                 rate = set_rate(settings, clock.progress)
                 value = train_step(network, batch, settings, clock)
                 clock.step += 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import UsageError
+from trimtab.models.depth import depths_of
 from trimtab.registry import did_you_mean, lookup
 from trimtab.train.groupwise import Groupwise
 from trimtab.train.muon import LAYERS, NORMS, OTHER, Groups, Muon, roles_of, split_by_role
@@ -23,14 +24,18 @@ PEAK_LEARNING_RATE = {
 UNFIT = {"Optimizer", "LBFGS", "SparseAdam"}  # no class to use; needs a closure; sparse gradients
 
 
-def parameter_groups(network: nn.Module, *, weight_decay: float, bias_rate: float = 1.0) -> Groups:
+def parameter_groups(
+    network: nn.Module, *, weight_decay: float, bias_rate: float = 1.0, layer_decay: float = 1.0
+) -> Groups:
     """Return the trainable parameters in groups: weights with decay, norms and biases without.
 
     A group's `rate` is the factor on the scheduled learning rate; the loop sets `lr` by it. The
     weights' `roles` say which are hidden, for muon. With a `bias_rate` other than 1 the biases of
     batch norms and of a whitened layer are a group of that rate, and the weights of batch norms are
     frozen; such a weight that is 0, as at the end of a residual branch, becomes 1, for it could
-    never grow. Empty groups are left out (He et al. 2019, section 3.1; Jordan 2024, section 3.4).
+    never grow. With a `layer_decay` other than 1 groups are cut by depth, and their rates fall by
+    that factor for each block in front of the head (Howard & Ruder 2018, section 3.2).
+    Empty groups are left out (He et al. 2019, section 3.1; Jordan 2024, section 3.4).
     """
     moved = lone_biases(network) if bias_rate != 1 else set()
     trainable = [one for one in network.parameters() if one.requires_grad]
@@ -44,7 +49,22 @@ def parameter_groups(network: nn.Module, *, weight_decay: float, bias_rate: floa
         {"params": plain, "weight_decay": 0.0, "rate": 1.0},
         {"params": biases, "weight_decay": 0.0, "rate": bias_rate},
     ]
-    return [group for group in groups if group["params"]]
+    found = [group for group in groups if group["params"]]
+    return found if layer_decay == 1 else split_by_depth(found, depths_of(network), layer_decay)
+
+
+def split_by_depth(groups: Groups, depths: dict[int, int], decay: float) -> Groups:
+    """Return the groups cut by the depths of their parameters, the first layers first."""
+    found = []
+    for group in groups:
+        depth = [depths[id(one)] for one in group["params"]]
+        for number in sorted(set(depth), reverse=True):
+            rows = [row for row, own in enumerate(depth) if own == number]
+            part = {**group, "params": [group["params"][row] for row in rows]}
+            if "roles" in group:
+                part["roles"] = tuple(group["roles"][row] for row in rows)
+            found.append({**part, "rate": group["rate"] * decay**number})
+    return found
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from trimtab.errors import UsageError
 from trimtab.machine.device import device_name, seed_everything
 from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
+from trimtab.models.pretrained import require_named, start_from
 from trimtab.records.files import locked, write_json, write_text
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
@@ -24,7 +25,7 @@ from trimtab.records.run import (
     whole_or_gone,
 )
 from trimtab.records.schema import Schema
-from trimtab.records.sections import ModelSection
+from trimtab.records.sections import FRESH, ModelSection
 from trimtab.records.target import parse_duration
 from trimtab.train.flip import settle_flip
 from trimtab.train.initial import set_first_weights
@@ -99,9 +100,14 @@ def require_resumable(run: Run, epochs: int | None) -> None:
     if facts["status"] == "finished" and (epochs is None or epochs <= facts["epochs"]):
         raise UsageError(f"{run.path} is finished after {facts['epochs']:g} epochs",
                          "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
-    if not any((run.path / FOLDER).glob("step-*")):
+    if not has_checkpoint(run):
         raise UsageError(f"{run.path} holds no checkpoint to go on from",
                          "inside a fit or compare none is kept; use `trimtab train`")  # fmt: skip
+
+
+def has_checkpoint(run: Run) -> bool:
+    """Return whether a training can go on from where it was."""
+    return any((run.path / FOLDER).glob("step-*"))
 
 
 def again(
@@ -162,7 +168,7 @@ def is_run(path: str | Path) -> bool:
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """Return the choices of a recipe by `section.field`."""
-    sections = recipe.model_dump(mode="json", exclude={"version"})
+    sections = recipe.portable().model_dump(mode="json", exclude={"version"})
     return {f"{section}.{field}": value for section, fields in sections.items()
             for field, value in fields.items()}  # fmt: skip
 
@@ -174,6 +180,7 @@ def with_model(recipe: Recipe, schema: Schema, model: nn.Module | None) -> Recip
             raise UsageError("the recipe describes a model, and model= gives another",
                              "leave out the recipe's model section, or model=")  # fmt: skip
         return recipe.override(model__name=adopt_module(model))
+    require_named(recipe)
     if recipe.model.name != "auto":
         return recipe
     small = min(schema.height, schema.width) <= SMALL_SIDE
@@ -193,6 +200,8 @@ def train_into(
         write_json(run.path / "findings.json", [f.model_dump() for f in dataset.findings])
     seed_everything(seed)
     network = build(dataset.schema, recipe, model)
+    if recipe.model.pretrained != FRESH and not has_checkpoint(run):
+        run.record("pretrained", **start_from(network, recipe))
     set_first_weights(network, dataset.splits["train"], recipe)
     left = budget_seconds
     if recipe.augment.flip == "auto":

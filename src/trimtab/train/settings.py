@@ -17,9 +17,10 @@ from trimtab.machine.compiled import Compiled
 from trimtab.machine.device import best_device
 from trimtab.machine.probe import Autocast, Way, autocast_for
 from trimtab.records.recipe import Recipe, fields_of
-from trimtab.records.sections import RegularizeSection
+from trimtab.records.sections import FRESH, RegularizeSection
 from trimtab.registry import lookup
 from trimtab.train.average import Average, start_average
+from trimtab.train.freeze import Freeze
 from trimtab.train.losses import LOSSES, Loss, balanced_weights
 from trimtab.train.norms import set_norms
 from trimtab.train.optimizers import PEAK_LEARNING_RATE, find_optimizer, parameter_groups
@@ -42,6 +43,7 @@ SCHEDULE_FIELDS = ("cycles", "gamma", "milestones", "power", "plateau_patience")
 HEARD_BY = {  # field: the choice it belongs to, and those of its values that make no use of it
     "train.average_decay": ("average", {"none", "swa"}),
     "train.average_every": ("average", {"none", "swa", "ema"}),
+    "model.keep_head": ("pretrained", {FRESH}),
     "augment.policy_strength": ("policy", {"none", "trivialaugment"}),
 }
 LOSS_FIELDS = {
@@ -70,7 +72,7 @@ class Settings:
     regularize: RegularizeSection
     resolution: tuple[float, ...]
     hard_fraction: float
-    freeze_norms: bool
+    freeze: Freeze
 
     @property
     def way(self) -> Way:
@@ -118,6 +120,7 @@ def resolve(
     speed = resolve_speed(network, torch.rand(shape, device=device).mul_(255), recipe, steps=steps,
                           budget_seconds=budget_seconds)  # fmt: skip
     optimizer = build_optimizer(network, recipe, peak)
+    trained = [one for group in optimizer.param_groups for one in group["params"]]
     schedule, weights = build_schedule(recipe), build_class_weights(recipe, dataset, device)
     micro = recipe.train.micro_batch
     return Settings(
@@ -130,7 +133,8 @@ def resolve(
         average=build_average(network, recipe),
         regularize=recipe.regularize,
         resolution=recipe.train.resolution, hard_fraction=recipe.train.hard_fraction,
-        freeze_norms=recipe.model.freeze_norms,
+        freeze=Freeze(network, trained, head_only=recipe.train.head_only,
+                      norms=recipe.model.freeze_norms),
     )  # fmt: skip
 
 
@@ -160,7 +164,8 @@ def build_optimizer(network: nn.Module, recipe: Recipe, peak: float) -> torch.op
     name, decay = recipe.train.optimizer, recipe.regularize.weight_decay
     if decay == "auto":
         decay = DECOUPLED_DECAY if name.lower() in DECOUPLED else COUPLED_DECAY
-    groups = parameter_groups(network, weight_decay=decay, bias_rate=recipe.train.bias_rate)
+    groups = parameter_groups(network, weight_decay=decay, bias_rate=recipe.train.bias_rate,
+                              layer_decay=recipe.train.layer_decay)  # fmt: skip
     part = find_optimizer(name)
     taken = accepted(part, recipe, name, {"momentum": "train.momentum"})
     return part(groups, lr=peak, **taken)

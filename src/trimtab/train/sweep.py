@@ -18,7 +18,7 @@ from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.train.log import Clock
 from trimtab.train.loop import set_rate
-from trimtab.train.settings import Settings, resolve, train_mode
+from trimtab.train.settings import Settings, resolve
 from trimtab.train.state import random_tensors, restore_random
 from trimtab.train.update import train_step
 
@@ -77,7 +77,7 @@ def sweep(
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     found, clock = Sweep(settings), Clock(None, total_steps=steps - 1)
-    train_mode(network, freeze_norms=settings.freeze_norms)
+    settings.freeze.train_mode()
     with sound_strides(network), progress(1.0, "lr-find") as bar, stop_on_interrupt() as stop:
         for batch in endless(feed):
             rate = set_rate(settings, clock.progress)
