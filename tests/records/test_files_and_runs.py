@@ -19,7 +19,14 @@ from trimtab.records.files import (
     write_json,
 )
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import new_name, open_run, start_run, update_facts, whole_or_gone
+from trimtab.records.run import (
+    hide_home,
+    new_name,
+    open_run,
+    start_run,
+    update_facts,
+    whole_or_gone,
+)
 
 
 def test_failed_write_leaves_the_old_file_and_no_leftover(
@@ -164,3 +171,16 @@ def test_names_of_runs_made_in_the_same_second_differ() -> None:
     names = {new_name("猫/<dog>") for _ in range(20)}
     assert len(names) > 15
     assert all("/" not in name and "<" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("argument", "kept"),
+    [
+        ("/home/me/x", "x"), ("--out=/home/me/x", "--out=x"), ("runs/x", "runs/x"),
+        ("model.pretrained=/home/me/w.npz", "model.pretrained=w.npz"),
+        ("--set=model.pretrained=/home/me/w.npz", "--set=model.pretrained=w.npz"),
+        ("accuracy>=0.9, p95<=1ms", "accuracy>=0.9, p95<=1ms"),
+    ],
+)  # fmt: skip
+def test_words_of_a_command_keep_no_folder_of_this_machine(argument: str, kept: str) -> None:
+    assert hide_home(argument) == kept

@@ -113,3 +113,15 @@ def test_any_yaml_is_read_or_refused_with_our_own_error(value: object) -> None:
 
     with suppress(RecipeError):
         assert validate(parse_yaml(yaml.safe_dump(value), "test"), "test").version == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("/home/me/w.npz", "w.npz"), ("~/w.npz", "w.npz"), ("nets/w.npz", "nets/w.npz"), (".", "."),
+     ("/", "."), ("cache:a1_in1k", "cache:a1_in1k"), ("none", "none")],
+)  # fmt: skip
+def test_what_is_written_down_names_no_folder_of_this_machine(given: str, kept: str) -> None:
+    recipe = Recipe().override(model__pretrained=given)
+    assert recipe.portable().model.pretrained == kept
+    assert recipe.model.pretrained == given
+    assert f"pretrained: {kept}\n" in recipe.to_yaml()

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from trimtab.errors import UsageError
+from trimtab.export.onnx import open_onnx, write_onnx
+from trimtab.measure.quality import network_call
 from trimtab.models.build import load
 from trimtab.models.image import find_model
 from trimtab.plan.fit import require_parts
@@ -136,6 +139,18 @@ def test_run_starts_where_another_ended_and_says_from_what(
         assert str(tmp_path).encode() not in path.read_bytes(), path
     weights.unlink()
     assert torch.equal(load(run).normalize.mean, load(tiny_run).normalize.mean)
+
+
+def test_normalisation_of_the_weights_is_part_of_the_exported_file(
+    tiny_dataset: Any, tiny_recipe: Recipe, weights: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_recipe, weights, train__epochs=1, model__mean=[0.3], model__std=[0.2])
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    write_onnx(load(run), tiny_dataset.schema, tmp_path / "m.onnx")
+    pixels = tiny_dataset.splits["valid"].inputs[:8]
+    wanted = network_call(load(run))(pixels)
+    np.testing.assert_allclose(open_onnx(tmp_path / "m.onnx")(pixels), wanted, rtol=1e-3, atol=1e-3)
+    assert load(run).normalize.mean.item() == pytest.approx(0.3 * 255)
 
 
 def test_a_run_folder_serves_as_weights(

@@ -53,9 +53,9 @@ class Recipe(Section):
     def portable(self) -> Recipe:
         """Return a copy that names no folder of this machine, only the file in it."""
         path = PurePath(self.model.pretrained)
-        if not (path.is_absolute() or path.parts[0].startswith("~")):
+        if not (path.is_absolute() or self.model.pretrained.startswith("~")):
             return self
-        return self.override(model__pretrained=path.name)
+        return self.override(model__pretrained=path.name or ".")
 
     def to_yaml(self) -> str:
         """Return all choices, defaults written out, without folders of this machine."""

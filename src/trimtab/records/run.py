@@ -260,9 +260,9 @@ def environment(seed: int) -> dict[str, Any]:
 def hide_home(argument: str) -> str:
     """Return an absolute path as its last part, so that nothing of this machine is written down.
 
-    Also where it follows an option's name: `--out=/home/me/runs/x` becomes `--out=x`.
+    Also where it follows the name of an option or a field: `--out=/home/me/x` becomes `--out=x`.
     """
+    if os.path.isabs(argument):
+        return Path(argument).name
     option, equals, value = argument.partition("=")
-    if equals and option.startswith("-") and os.path.isabs(value):
-        return f"{option}={Path(value).name}"
-    return Path(argument).name if os.path.isabs(argument) else argument
+    return f"{option}={hide_home(value)}" if equals else argument
