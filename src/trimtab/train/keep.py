@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +11,15 @@ from torch import Tensor, nn
 
 from trimtab.errors import MachineError
 from trimtab.machine.progress import say
+from trimtab.records.files import length_of, rewind
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import Run, update_facts
+from trimtab.records.run import METRICS, Run, update_facts
 from trimtab.train.checkpoint import Checkpoint, Checkpoints
 from trimtab.train.log import Best, Clock, Log
 from trimtab.train.settings import Settings
 from trimtab.train.state import restore_training, training_state
 
 FOLDER = "checkpoints"
-LOG = "metrics.jsonl"
 
 
 @dataclass
@@ -90,7 +89,8 @@ class Keeper:
         self.settings.average.restore(average, facts["average"])
         if self.settings.plateau is not None:
             self.settings.plateau.restore(facts["plateau"])
-        rewind(self.log.run, facts["logged_bytes"])
+        if self.log.run is not None:
+            rewind(self.log.run.path / METRICS, facts["logged_bytes"])
         say(f"going on from step {found.step:,} ({100 * clock.progress:.0f} % done)")
 
 
@@ -115,17 +115,10 @@ def keeper(
             kept.restore(found)
         else:
             kept.checkpoints.require_space(kept.state()[0])
-            rewind(log.run, log.run.facts["begun"])
+            rewind(log.run.path / METRICS, log.run.facts["begun"])
         yield kept
 
 
 def logged_bytes(run: Run | None) -> int:
     """Return the length of the step and epoch log."""
-    path = run.path / LOG if run is not None else None
-    return path.stat().st_size if path is not None and path.exists() else 0
-
-
-def rewind(run: Run | None, known: int) -> None:
-    """Cut the step and epoch log back to the length it had."""
-    if run is not None and (path := run.path / LOG).exists():
-        os.truncate(path, min(known, path.stat().st_size))
+    return length_of(run.path / METRICS) if run is not None else 0

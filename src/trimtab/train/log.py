@@ -15,6 +15,8 @@ from trimtab.records.run import Run
 
 Observe = Callable[[dict[str, Any]], None]
 LOG_SECONDS = 0.5
+LOGGED_STEPS = 200  # of a training, at the least where it has them
+LOGGED_OF_EPOCH = 10  # at the most
 SAVING_SECONDS = 0.5
 FINAL_EVALUATIONS = 1.2  # how long ending takes, in evaluations
 
@@ -78,18 +80,29 @@ class Best:
 
 @dataclass
 class Log:
-    """Writes the step and epoch log."""
+    """Writes the step and epoch log: every so many steps, or twice a second where `every` is 0."""
 
     run: Run | None
     observe: Observe | None
     images: int = 0
+    every: int = 0
     last: float = 0.0
     loss: float = math.nan
     since: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
 
-    def due(self) -> bool:
-        """Return whether it is time to log a step."""
-        return time.monotonic() - self.last >= LOG_SECONDS
+    def pace(self, steps: int, total: int) -> None:
+        """Choose which steps are logged, from the steps of an epoch and of the whole training.
+
+        The clock has no say in it, so that a resumed training logs what the whole one would. One
+        with a budget does not know its steps, and is not to be repeated anyway.
+        """
+        self.every = max(1, steps // LOGGED_OF_EPOCH, total // LOGGED_STEPS)
+
+    def due(self, step: int) -> bool:
+        """Return whether the step of this number, from 1 on, is logged."""
+        if self.every == 0:
+            return time.monotonic() - self.last >= LOG_SECONDS
+        return (step - 1) % self.every == 0
 
     def step(self, clock: Clock, rate: float, loss: float) -> None:
         """Log one step."""

@@ -57,7 +57,9 @@ def train_network(
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     steps, stalled = len(feed), False
     clock.total_steps = steps * recipe.train.epochs
-    if budget_seconds is not None:
+    if budget_seconds is None:
+        log.pace(steps, clock.total_steps)
+    else:
         clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
     with (
         sound_strides(network), progress(1.0, "train") as bar, stop_on_interrupt() as stop,
@@ -71,8 +73,9 @@ def train_network(
                 value = train_step(network, batch, settings, clock)
                 clock.step += 1
                 log.images += len(batch.ids)
-                if log.due():
+                if log.due(clock.step):
                     log.step(clock, rate, value.item())
+                if bar.due():
                     bar.update(clock.progress, log.note(best))
                 ending = clock.progress >= 1 or stop.requested
                 if ending or kept.due():
