@@ -28,7 +28,7 @@ import torch
 import trimtab.train.run  # noqa: F401 - before the forks, for their sake
 from trimtab import cli
 from trimtab.machine import failpoints
-from trimtab.records.files import read_jsonl
+from trimtab.records.files import read_json, read_jsonl
 from trimtab.records.run import Run
 from trimtab.train import loop
 from trimtab.train.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ from trimtab.train.steps import faults, step_folders
 SETTINGS = ("model.name=cnn_small", "train.epochs=4", "train.average=ema", "model.dropout=0.1",
             "train.precision=fp32", "train.layout=contiguous", "train.checkpoint_seconds=0.02",
             "augment.rotate=10")  # fmt: skip
-TIMED = {"seconds", "time", "train_seconds", "images_per_second", "eta"}
+TIMED = {"seconds", "time", "train_seconds", "images_per_second", "eta", "eta_error"}
 MOST_KILLS_OF_A_CHAIN = 5
 NOTES = """`trimtab train` on 200 handwritten digits, killed, then repeated or resumed in turns
 until done. `equal` compares each tensor of the last checkpoint (weights, optimizer, average, best,
@@ -57,6 +57,11 @@ class Place:
         """Return the words of the command."""
         chosen = [word for one in SETTINGS for word in ("--set", one)]
         return ["train", str(self.data), *chosen, "--out", str(self.run)]
+
+    def finished(self) -> bool:
+        """Return whether the run says of itself that it is done."""
+        path = self.run / "run.json"
+        return path.exists() and read_json(path).get("status") == "finished"
 
     def again(self, attempt: int) -> list[str]:
         """Return the command of an attempt: the same one, or `resume` every other time."""
@@ -92,6 +97,8 @@ def ended(child: int) -> int:
 def chain(place: Place, kills: Iterator[tuple[Callable[[], None], Kill]]) -> int:
     """Run a command, killed and begun again, until it is done; return how often it was killed."""
     for attempt in range(1000):
+        if attempt and place.finished():
+            return attempt  # killed after its last word
         prepare, kill = next(kills, (nothing, nothing_to))
         child = fork(place.again(attempt), place, prepare)
         kill(child)

@@ -36,6 +36,7 @@ from trimtab.records.recipe import Recipe, read_recipe
 from trimtab.records.schema import Schema
 
 LARGEST_SEED = 2**63 - 1
+FOR_BITS = ("torch", "numpy", "processor", "machine", "threads")  # what sums depend on
 LEDGER, METRICS = "ledger.jsonl", "metrics.jsonl"
 FIRST = {"recipe.yaml", "environment.json", "edits.json", "data.json", "findings.json"}
 PACKAGES = ("trimtab", "torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime",
@@ -291,6 +292,13 @@ def environment(seed: int) -> dict[str, Any]:
         "date": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
         "command": [Path(sys.argv[0]).name, *(hide_home(a) for a in sys.argv[1:])],
     }
+
+
+def changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what differs between two environments and may change the last bits of a sum."""
+    one, two = ({**env, **env.get("versions", {})} for env in (before, now))
+    return [f"{name} was {one[name]}, is {two.get(name)}" for name in FOR_BITS
+            if name in one and one[name] != two.get(name)]  # fmt: skip
 
 
 def hide_home(argument: str) -> str:

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.errors import MachineError
 from trimtab.machine.progress import say
-from trimtab.records.files import length_of, rewind
+from trimtab.records.files import length_of, read_json, rewind
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import METRICS, Run, update_facts
+from trimtab.records.run import METRICS, Run, changed_environment, environment, update_facts
 from trimtab.train.checkpoint import Checkpoint, Checkpoints
 from trimtab.train.log import Best, Clock, Log
 from trimtab.train.settings import Settings
@@ -64,7 +65,8 @@ class Keeper:
         clock, best, plateau = self.clock, self.best, self.settings.plateau
         return {
             "step": clock.step, "epoch": clock.epoch, "seconds": clock.seconds,
-            "images": self.log.images, "micro_batch": self.settings.micro_batch,
+            "images": self.log.images, "eta": dict(self.log.forecast.told),
+            "micro_batch": self.settings.micro_batch,
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark},
             "average": self.settings.average.facts(),
             "plateau": plateau.state() if plateau else None,
@@ -82,7 +84,7 @@ class Keeper:
         best.accuracy, best.epoch = facts["best"]["accuracy"], facts["best"]["epoch"]
         best.mark = facts["best"]["mark"]
         best.weights = found.tensors("best") if "best" in found.groups else {}
-        self.log.images = facts["images"]
+        self.log.images, self.log.forecast.told = facts["images"], facts["eta"]
         self.log.since = (self.log.since[0], facts["images"])
         self.settings.micro_batch = facts["micro_batch"]
         average = found.tensors("average") if "average" in found.groups else {}
@@ -91,6 +93,8 @@ class Keeper:
             self.settings.plateau.restore(facts["plateau"])
         if self.log.run is not None:
             rewind(self.log.run.path / METRICS, facts["logged_bytes"])
+        if self.log.run is not None:
+            tell_changes(self.log.run)
         say(f"going on from step {found.step:,} ({100 * clock.progress:.0f} % done)")
 
 
@@ -104,7 +108,8 @@ def keeper(
         yield kept
         return
     if "begun" not in log.run.facts:
-        update_facts(log.run, begun=logged_bytes(log.run), resolved={
+        threads = torch.get_num_threads()
+        update_facts(log.run, begun=logged_bytes(log.run), threads=threads, resolved={
             "train__precision": settings.way.precision, "train__layout": settings.way.layout,
             "train__batch_size": settings.batch_size,
         })  # fmt: skip
@@ -117,6 +122,14 @@ def keeper(
             kept.checkpoints.require_space(kept.state()[0])
             rewind(log.run.path / METRICS, log.run.facts["begun"])
         yield kept
+
+
+def tell_changes(run: Run) -> None:
+    """Say what differs from where `run` was begun and may change the last bits."""
+    before = {"threads": run.facts.get("threads"), **read_json(run.path / "environment.json")}
+    now = {"threads": torch.get_num_threads(), **environment(run.facts["seed"])}
+    if changed := changed_environment(before, now):
+        say(f"warning: not to the bit what it would have been: {'; '.join(changed)}")
 
 
 def logged_bytes(run: Run | None) -> int:

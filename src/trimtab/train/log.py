@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from trimtab.errors import DivergedError
 from trimtab.measure.quality import Scores
 from trimtab.records.run import Run
 
 Observe = Callable[[dict[str, Any]], None]
+FORECASTS = (0.1, 0.25, 0.5)
 LOG_SECONDS = 0.5
 LOGGED_STEPS = 200  # of a training, at the least where it has them
 LOGGED_OF_EPOCH = 10  # at the most
@@ -57,6 +60,24 @@ class Clock:
 
 
 @dataclass
+class Forecast:
+    """What was told of the end on the way: share done → seconds the whole would take."""
+
+    told: dict[str, float] = field(default_factory=dict)
+
+    def note(self, clock: Clock) -> None:
+        """Remember the forecast of the first step beyond each of FORECASTS."""
+        done = clock.progress
+        if len(self.told) < len(FORECASTS) and done >= FORECASTS[len(self.told)]:
+            self.told[f"{FORECASTS[len(self.told)]:g}"] = clock.seconds / done
+
+    def errors(self, seconds: float) -> dict[str, float]:
+        """Return how far each forecast of what was left was off, as a share of what was left."""
+        return {f"at_{share}": (told - seconds) / max(1e-9, (1 - float(share)) * seconds)
+                for share, told in self.told.items()}  # fmt: skip
+
+
+@dataclass
 class Best:
     """The best weights so far, by accuracy on valid, the later of equals.
 
@@ -70,7 +91,10 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def offer(self, scores: Scores, network: nn.Module, epoch: float) -> None:
-        """Keep these weights if none were better."""
+        """Keep these weights if none were better; raises DivergedError for outputs such as NaN."""
+        if not np.isfinite(scores.logits).all():
+            raise DivergedError(f"epoch {epoch:g}: outputs on valid are not finite",
+                                "lower train.learning_rate (a third is a good try)")  # fmt: skip
         if scores.accuracy > self.mark + self.min_delta:
             self.mark, self.epoch = scores.accuracy, epoch
         if scores.accuracy >= self.accuracy:
@@ -87,6 +111,7 @@ class Log:
     images: int = 0
     every: int = 0
     last: float = 0.0
+    forecast: Forecast = field(default_factory=Forecast)
     loss: float = math.nan
     since: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
 

@@ -36,6 +36,7 @@ class TrainResult:
     interrupted: bool
     stopped_early: bool
     settings: Settings
+    forecast: dict[str, float]
 
 
 def train_network(
@@ -73,6 +74,7 @@ def train_network(
                 value = train_step(network, batch, settings, clock)
                 clock.step += 1
                 log.images += len(batch.ids)
+                log.forecast.note(clock)
                 if log.due(clock.step):
                     log.step(clock, rate, value.item())
                 if bar.due():
@@ -95,8 +97,8 @@ def train_network(
                 break
     network.load_state_dict(best.weights)
     scores = evaluate(network, dataset)
-    return TrainResult(scores, clock.step / steps, clock.seconds, log.speed(clock),
-                       stop.requested, stalled, settings)  # fmt: skip
+    return TrainResult(scores, clock.step / steps, clock.seconds, log.speed(clock), stop.requested,
+                       stalled, settings, log.forecast.errors(clock.seconds))  # fmt: skip
 
 
 def set_rate(settings: Settings, done: float) -> float:

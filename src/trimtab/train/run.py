@@ -238,6 +238,9 @@ def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) 
                n=result.scores.n, split="valid", seed=seed, device=device)  # fmt: skip
     run.record("f1", result.scores.f1, n=result.scores.n, split="valid", seed=seed)
     run.record("train_seconds", result.seconds, "s", device=device, epochs=result.epochs)
+    if result.forecast and not (result.interrupted or result.stopped_early):
+        worst = max(result.forecast.values(), key=abs)
+        run.record("eta_error", worst, "of what was left", **result.forecast)
     run.record(
         "images_per_second",
         result.images_per_second,
