@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -312,6 +313,7 @@ def read_choices(recipe: Path | None, settings: list[str] | None) -> Recipe:
 
 def main() -> None:
     """Run the command line and turn errors into one message and an exit code."""
+    OUTPUT.began = time.monotonic()
     try:
         app()
     except TrimtabError as error:

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from trimtab.errors import MachineError, UsageError
 from trimtab.machine import failpoints
+from trimtab.records import files
 from trimtab.train import checkpoint as module
 from trimtab.train import steps
 from trimtab.train.checkpoint import Checkpoint, Checkpoints
 
 BEFORE = ["before_file", "before_sync", "before_manifest", "before_rename"]
+OF_FILES = ["file.before_sync", "file.before_rename", "file.after_rename", "log.before_row"]
 AFTER = ["after_rename", "before_delete", "between_deletes"]
 SCRIPT = """
 import sys, torch
@@ -216,8 +218,8 @@ save(2, wait=False)
 
 
 def test_every_failpoint_is_documented_and_tested_here() -> None:
-    assert set(failpoints.NAMES) == {f"checkpoint.{name}" for name in BEFORE + AFTER}
-    source = Path(steps.__file__).read_text("utf-8")
+    assert set(failpoints.NAMES) == {*(f"checkpoint.{name}" for name in BEFORE + AFTER), *OF_FILES}
+    source = "".join(Path(str(one.__file__)).read_text("utf-8") for one in (steps, files))
     assert set(re.findall(r'failpoint\("([^"]+)"\)', source)) == set(failpoints.NAMES)
     assert all(failpoints.NAMES.values())
 

@@ -21,6 +21,10 @@ NAMES = {
     "checkpoint.after_rename": "the folder has its name, which is not durable yet",
     "checkpoint.before_delete": "the new checkpoint is durable, the older one is whole",
     "checkpoint.between_deletes": "the older one has its temporary name, once per file deleted",
+    "file.before_sync": "a file of a run is written beside its place, but not yet synced",
+    "file.before_rename": "it is durable, but has its temporary name",
+    "file.after_rename": "it has its name, which is not durable yet",
+    "log.before_row": "before a row is appended to the ledger or the log",
 }
 
 

@@ -18,13 +18,22 @@ SHOW_AFTER_SECONDS = 2.0
 
 @dataclass
 class Output:
-    """What the command line prints: `quiet` silences progress, `json` asks for one object."""
+    """What the command line prints: `quiet` silences progress, `json` asks for one object.
+
+    `began` is when the command was started; None where there is none.
+    """
 
     quiet: bool = True
     json: bool = False
+    began: float | None = None
 
 
 OUTPUT = Output()
+
+
+def began() -> float:
+    """Return when the command was started, by the monotonic clock; outside of one, now."""
+    return time.monotonic() if OUTPUT.began is None else OUTPUT.began
 
 
 def harmless(text: str) -> str:
@@ -60,15 +69,21 @@ class Bar:
     shown: float = 0.0
     shows: int = 0
 
-    def update(self, done: float, note: str = "") -> None:
-        """Say that `done` of `total` units are finished; cheap enough for every step."""
+    def due(self) -> bool:
+        """Return whether `update` would say anything now; cheap enough for every step."""
         now = time.monotonic()
-        every = LIVE_SECONDS if is_live() else PLAIN_SECONDS
-        if OUTPUT.quiet or now - self.started < SHOW_AFTER_SECONDS or now - self.shown < every:
+        if OUTPUT.quiet or now - self.started < SHOW_AFTER_SECONDS:
+            return False
+        silent = now - self.shown
+        return silent >= LIVE_SECONDS and (silent >= PLAIN_SECONDS or is_live())
+
+    def update(self, done: float, note: str = "") -> None:
+        """Say that `done` of `total` units are finished, where it is time to."""
+        if not self.due():
             return
-        self.shown = now
+        self.shown = time.monotonic()
         self.shows += 1
-        line = self.line(done, note, now - self.started)
+        line = self.line(done, note, self.shown - self.started)
         if is_live():
             width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
             print(f"\r\x1b[K{line[:width]}", end="", file=sys.stderr, flush=True)

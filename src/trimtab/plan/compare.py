@@ -20,13 +20,22 @@ from trimtab.measure.latency import FEWEST_CALLS, in_turns, summary
 from trimtab.plan.budget import Budget
 from trimtab.plan.candidates import LATENCY_SECONDS, Candidate, caller, failed_row
 from trimtab.plan.contest import Contest, Member, members_of, named
-from trimtab.plan.fit import label_of, require_parts, reserved
+from trimtab.plan.fit import require_parts
 from trimtab.plan.ranking import Ranked, ranked_rows
 from trimtab.plan.rounds import flip_stage, require_alive, screen_stage, share_stage, train_member
 from trimtab.plan.screen import Screened
-from trimtab.records.files import locked, read_json, write_json
+from trimtab.records.files import read_json, write_json
 from trimtab.records.recipe import Recipe, as_recipe
-from trimtab.records.run import Run, require_no_run, require_seed, start_run, update_facts
+from trimtab.records.run import (
+    Run,
+    label_of,
+    new_name,
+    require_no_run,
+    require_seed,
+    reserved,
+    start_run,
+    update_facts,
+)
 from trimtab.records.target import parse_duration
 from trimtab.report.page import report
 from trimtab.train.run import is_run, require_same
@@ -81,15 +90,13 @@ def require_comparable(recipe: Recipe, seed: int, seeds: int) -> None:
 @contextmanager
 def placed(out: str | Path | None, label: str) -> Iterator[Path]:
     """Hold a new run folder, or that of a comparison to go on with."""
-    if out is None or not is_run(out):
-        with reserved(out, label) as path:
-            yield path
-        return
-    run = Run(Path(out))
-    with locked(run.path):
-        if run.facts["kind"] != "compare" or run.facts.get("status") == "finished":
-            require_no_run(run.path)
-        yield run.path
+    path = Path(out) if out is not None else Path("runs") / new_name(label)
+    with reserved(path):
+        if is_run(path):
+            facts = Run(path).facts
+            if facts["kind"] != "compare" or facts.get("status") == "finished":
+                require_no_run(path)
+        yield path
 
 
 def begin(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +25,15 @@ from trimtab.plan.stages import (
     screen_stage,
     train_stage,
 )
-from trimtab.records.files import locked, make_folder, write_json
+from trimtab.records.files import write_json
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     Run,
+    label_of,
     new_name,
     require_no_run,
-    require_own_folder,
+    reserved,
     start_run,
-    whole_or_gone,
 )
 from trimtab.records.target import parse_duration, parse_target
 from trimtab.registry import lookup
@@ -67,7 +64,9 @@ def fit(
     goal, left = parse_target(target), Budget(parse_duration(budget))
     chosen = as_recipe(recipe)
     require_parts(chosen)
-    with stoppable(), reserved(out, label_of(data)) as path:
+    path = Path(out) if out is not None else Path("runs") / new_name(label_of(data))
+    with stoppable(), reserved(path):
+        require_no_run(path)
         dataset = open_dataset(data, chosen, seed=seed)
         if model is not None:
             chosen = with_model(chosen, dataset.schema, model)
@@ -113,25 +112,6 @@ def work(job: Job) -> None:
     base = train_stage(job, entrants[0].name, heat)
     say("compress: each edit is kept only where it pays")
     compress_stage(job, base)
-
-
-@contextmanager
-def reserved(out: str | Path | None, label: str) -> Iterator[Path]:
-    """Hold the run folder before the data are read; leave nothing where no run starts."""
-    path = Path(out) if out is not None else Path("runs") / new_name(label)
-    require_own_folder(path)
-    make_folder(path)
-    with locked(path):
-        require_no_run(path)
-        with whole_or_gone(path):
-            yield path
-
-
-def label_of(data: Any) -> str:
-    """Return a name for the run: the data's file or folder name."""
-    if isinstance(data, str | os.PathLike):
-        return Path(data).resolve().stem
-    return type(data).__name__.lower() if not isinstance(data, tuple | dict) else "arrays"
 
 
 def plan(

@@ -7,17 +7,21 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trimtab.errors import BusyError, MachineError
+from trimtab.machine.failpoints import failpoint
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LOCK = "run.lock"
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -45,13 +49,21 @@ def make_folder(path: Path) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` so that a crash leaves the old file or the new one, never a torn one."""
+    """Write `content` so that a crash leaves the old file or the new one, never a torn one.
+
+    A crash may leave a temporary file beside it, which `locked` removes.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with explained(path):
         try:
-            with synced(temporary) as file:
+            with open(temporary, "wb") as file:
+                try_lock(file.fileno())
                 file.write(content)
-            os.replace(temporary, path)
+                failpoint("file.before_sync")
+                make_durable(file)
+                failpoint("file.before_rename")
+                os.replace(temporary, path)  # before the lock goes with the handle
+                failpoint("file.after_rename")
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -62,8 +74,13 @@ def synced(path: Path) -> Iterator[BinaryIO]:
     """Open a new file for writing and make it durable at the end of the block."""
     with open(path, "wb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        make_durable(file)
+
+
+def make_durable(file: BinaryIO) -> None:
+    """Return when what was written to `file` is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -91,9 +108,38 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one row with a single write, so that a crash can tear only the last line."""
-    with explained(path), open(path, "ab") as file:
-        file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+    """Append one row with a single write, so that a crash can tear only the last line.
+
+    What an earlier crash tore is removed first; where the disk is full nothing is appended.
+    """
+    line = json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
+    with explained(path), open(path, "a+b", buffering=0) as file:
+        failpoint("log.before_row")
+        end = whole_bytes(file)
+        if file.write(line) != len(line):
+            os.ftruncate(file.fileno(), end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def whole_bytes(file: FileIO) -> int:
+    """Return the length of a log's whole rows, and cut off what stands behind them."""
+    end = file.seek(0, os.SEEK_END)
+    if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+        end = os.pread(file.fileno(), end, 0).rfind(b"\n") + 1
+        os.ftruncate(file.fileno(), end)
+    return end
+
+
+def rewind(path: Path, known: int) -> None:
+    """Cut a log back to the length it had."""
+    if path.exists():
+        with explained(path):
+            os.truncate(path, min(known, path.stat().st_size))
+
+
+def length_of(path: Path) -> int:
+    """Return the length of a log in bytes; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -114,7 +160,8 @@ def sha256_file(path: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; raise BusyError with the holder's pid when it is taken.
 
-    The kernel releases the lock with the process, so no stale lock can stay behind.
+    The kernel releases the lock with the process, so no stale lock can stay behind. Temporary
+    files of processes that were killed are removed.
     """
     with explained(folder / LOCK):
         file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
@@ -131,4 +178,43 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        remove_temporaries(folder)
         yield
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files in `folder` that no living process is writing."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and is_abandoned(path):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Mark a folder as in work by a lock that the kernel releases with the process."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try_lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether no living process holds `path`."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open path; False where another process has it, True where disks know no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # the lock of the run folder keeps others out
+    return True

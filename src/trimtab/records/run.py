@@ -20,9 +20,11 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.machine.processor import core_count, processor_name
 from trimtab.records.files import (
+    LEFTOVER,
     LOCK,
     append_jsonl,
     explained,
+    locked,
     make_folder,
     read_json,
     read_jsonl,
@@ -34,6 +36,9 @@ from trimtab.records.recipe import Recipe, read_recipe
 from trimtab.records.schema import Schema
 
 LARGEST_SEED = 2**63 - 1
+FOR_BITS = ("torch", "numpy", "processor", "machine", "threads")  # what sums depend on
+LEDGER, METRICS = "ledger.jsonl", "metrics.jsonl"
+FIRST = {"recipe.yaml", "environment.json", "edits.json", "data.json", "findings.json"}
 PACKAGES = ("trimtab", "torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime",
             "torch-pruning", "scikit-learn")  # fmt: skip
 
@@ -91,7 +96,7 @@ class Run:
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """Every measurement, in the order it was made."""
-        path = self.path / "ledger.jsonl"
+        path = self.path / LEDGER
         try:
             return read_jsonl(path)
         except ValueError as error:
@@ -100,7 +105,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The step and epoch log of the training."""
-        return read_jsonl(self.path / "metrics.jsonl")
+        return read_jsonl(self.path / METRICS)
 
     @property
     def weights(self) -> Path:
@@ -114,11 +119,11 @@ class Run:
     def record(self, what: str, value: Any, unit: str = "", **more: Any) -> None:
         """Append one measurement: what, value, unit, and e.g. low, high, n, seed, device."""
         row = {"what": what, "value": value, "unit": unit, **more, "time": round(time.time(), 3)}
-        append_jsonl(self.path / "ledger.jsonl", row)
+        append_jsonl(self.path / LEDGER, row)
 
     def log(self, **row: Any) -> None:
         """Append one row to the step and epoch log."""
-        append_jsonl(self.path / "metrics.jsonl", row)
+        append_jsonl(self.path / METRICS, row)
 
     def table(self) -> str:
         """Return the table of a fit or comparison as text: accuracy ± interval, p50/p95, size."""
@@ -156,11 +161,12 @@ def open_run(path: str | Path | Run) -> Run:
 
 def start_run(
     out: str | Path | None, *, kind: str, label: str, recipe: Recipe, seed: int,
-    parent: Run | None = None, edits: list[dict[str, Any]] | None = None,
+    parent: Run | None = None, edits: list[dict[str, Any]] | None = None, **more: Any,
 ) -> Run:  # fmt: skip
     """Create a run folder with its recipe, environment and facts; never overwrite one.
 
-    `out` is the folder itself; None makes `runs/<date>-<label>-<hex>`.
+    `out` is the folder itself; None makes `runs/<date>-<label>-<hex>`. `more` are facts of the
+    kind. The facts come last: a folder without them is none, whatever killed its process.
     """
     path = Path(out) if out is not None else Path("runs") / new_name(label)
     require_seed(seed)
@@ -168,7 +174,7 @@ def start_run(
     require_no_run(path)
     run = Run(make_folder(path))
     facts = {"version": 1, "kind": kind, "label": label, "seed": seed,
-             "parent": relative(parent.path, path) if parent else None}  # fmt: skip
+             "parent": relative(parent.path, path) if parent else None, **more}  # fmt: skip
     with whole_or_gone(path):
         write_text(path / "recipe.yaml", recipe.to_yaml())
         write_json(path / "environment.json", environment(seed))
@@ -185,10 +191,14 @@ def require_seed(seed: int) -> None:
 
 
 def require_own_folder(path: Path) -> None:
-    """Raise UsageError where a run would land among files that are not its own."""
+    """Raise UsageError where a run would land among files that are not its own.
+
+    Its own are those of a run that was killed before it had its facts; the lock came first.
+    """
     with explained(path):
-        others = path.is_dir() and any(inner.name != LOCK for inner in path.iterdir())
-    if others and not (path / "run.json").exists():
+        names = {inner.name for inner in path.iterdir()} if path.is_dir() else set()
+    own = {LOCK, *(n for n in names if LOCK in names and (n in FIRST or LEFTOVER.fullmatch(n)))}
+    if names - own and "run.json" not in names:
         raise UsageError(f"{path} holds other files, wanted a new or empty folder",
                          "choose another folder with --out")  # fmt: skip
 
@@ -200,14 +210,34 @@ def require_no_run(path: Path) -> None:
 
 
 @contextmanager
+def reserved(path: Path) -> Iterator[None]:
+    """Hold the folder of a run, new or begun; where no run starts in a new one, it goes.
+
+    Raises UsageError where it holds other files, BusyError where another process has it.
+    """
+    require_own_folder(path)
+    make_folder(path)
+    with locked(path):
+        if (path / "run.json").exists():
+            yield
+            return
+        with whole_or_gone(path):
+            yield
+
+
+@contextmanager
 def whole_or_gone(path: Path) -> Iterator[None]:
     """Remove the run folder `path` where an error ends the block before any run in it is whole.
 
     A training with a checkpoint stays: it can be resumed. Else all of `path` goes: call it only
-    where the run found nothing but a lock.
+    where the run found nothing but a lock. Ctrl-C leaves what has begun.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        if not (path / "run.json").exists():
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     except Exception:
         kept = any(path.rglob("checkpoints/step-*/manifest.json"))
         if not kept and not any("status" in Run(f.parent).facts for f in path.rglob("run.json")):
@@ -229,6 +259,13 @@ def new_name(label: str) -> str:
     """Return `<date>_<time>-<label>-<hex>`, safe as a folder name."""
     clean = re.sub(r"[^\w-]+", "-", label).strip("-")[:40] or "run"
     return f"{datetime.now():%Y-%m-%d_%H%M}-{clean}-{secrets.token_hex(2)}"
+
+
+def label_of(data: Any) -> str:
+    """Return a name for a run: the data's file or folder name."""
+    if isinstance(data, str | os.PathLike):
+        return Path(data).resolve().stem
+    return type(data).__name__.lower() if not isinstance(data, tuple | dict) else "arrays"
 
 
 def list_runs(root: str | Path = "runs") -> list[Run]:
@@ -255,6 +292,13 @@ def environment(seed: int) -> dict[str, Any]:
         "date": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
         "command": [Path(sys.argv[0]).name, *(hide_home(a) for a in sys.argv[1:])],
     }
+
+
+def changed_environment(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what differs between two environments and may change the last bits of a sum."""
+    one, two = ({**env, **env.get("versions", {})} for env in (before, now))
+    return [f"{name} was {one[name]}, is {two.get(name)}" for name in FOR_BITS
+            if name in one and one[name] != two.get(name)]  # fmt: skip
 
 
 def hide_home(argument: str) -> str:

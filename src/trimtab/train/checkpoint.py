@@ -152,6 +152,7 @@ class Checkpoints:
             if not found:
                 if damaged:
                     self._warn(f"going on from {path.name}; damaged: {listed(damaged)}")
+                self._sweep(path)  # a process that was killed may not have come to it
                 return Checkpoint(path)
             damaged[path.name] = found
             self._damaged.add(path.name)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.errors import MachineError
 from trimtab.machine.progress import say
+from trimtab.records.files import length_of, read_json, rewind
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import Run, update_facts
+from trimtab.records.run import METRICS, Run, changed_environment, environment, update_facts
 from trimtab.records.sections import FRESH
 from trimtab.train.checkpoint import Checkpoint, Checkpoints
 from trimtab.train.log import Best, Clock, Log
@@ -21,7 +22,6 @@ from trimtab.train.settings import Settings
 from trimtab.train.state import restore_training, training_state
 
 FOLDER = "checkpoints"
-LOG = "metrics.jsonl"
 
 
 @dataclass
@@ -91,7 +91,10 @@ class Keeper:
         self.settings.average.restore(average, facts["average"])
         if self.settings.plateau is not None:
             self.settings.plateau.restore(facts["plateau"])
-        rewind(self.log.run, facts["logged_bytes"])
+        if self.log.run is not None:
+            rewind(self.log.run.path / METRICS, facts["logged_bytes"])
+        if self.log.run is not None:
+            tell_changes(self.log.run)
         say(f"going on from step {found.step:,} ({100 * clock.progress:.0f} % done)")
 
 
@@ -105,7 +108,8 @@ def keeper(
         yield kept
         return
     if "begun" not in log.run.facts:
-        update_facts(log.run, begun=logged_bytes(log.run), resolved={
+        threads = torch.get_num_threads()
+        update_facts(log.run, begun=logged_bytes(log.run), threads=threads, resolved={
             "train__precision": settings.way.precision, "train__layout": settings.way.layout,
             "train__batch_size": settings.batch_size, "train__compile": settings.way.compiled,
         })  # fmt: skip
@@ -118,19 +122,20 @@ def keeper(
             update_facts(log.run, resumed=breaks)
         else:
             kept.checkpoints.require_space(kept.state()[0])
-            rewind(log.run, log.run.facts["begun"])
+            rewind(log.run.path / METRICS, log.run.facts["begun"])
             if recipe.model.pretrained != FRESH:
                 kept.save()  # from here on the run does without the file
         yield kept
 
 
+def tell_changes(run: Run) -> None:
+    """Say what differs from where `run` was begun and may change the last bits."""
+    before = {"threads": run.facts.get("threads"), **read_json(run.path / "environment.json")}
+    now = {"threads": torch.get_num_threads(), **environment(run.facts["seed"])}
+    if changed := changed_environment(before, now):
+        say(f"warning: not to the bit what it would have been: {'; '.join(changed)}")
+
+
 def logged_bytes(run: Run | None) -> int:
     """Return the length of the step and epoch log."""
-    path = run.path / LOG if run is not None else None
-    return path.stat().st_size if path is not None and path.exists() else 0
-
-
-def rewind(run: Run | None, known: int) -> None:
-    """Cut the step and epoch log back to the length it had."""
-    if run is not None and (path := run.path / LOG).exists():
-        os.truncate(path, min(known, path.stat().st_size))
+    return length_of(run.path / METRICS) if run is not None else 0

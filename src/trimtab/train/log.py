@@ -8,14 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trimtab.errors import DivergedError
 from trimtab.measure.quality import Scores
 from trimtab.records.run import Run
 
 Observe = Callable[[dict[str, Any]], None]
+FORECASTS = (0.1, 0.25, 0.5)
 LOG_SECONDS = 0.5
+LOGGED_STEPS = 200  # of a training, at the least where it has them
+LOGGED_OF_EPOCH = 10  # at the most
 SAVING_SECONDS = 0.5
 FINAL_EVALUATIONS = 1.2  # how long ending takes, in evaluations
 
@@ -56,6 +61,24 @@ class Clock:
 
 
 @dataclass
+class Forecast:
+    """What was told of the end on the way: share done → seconds the whole would take."""
+
+    told: dict[str, float] = field(default_factory=dict)
+
+    def note(self, clock: Clock) -> None:
+        """Remember the forecast of the first step beyond each of FORECASTS."""
+        done = clock.progress
+        if len(self.told) < len(FORECASTS) and done >= FORECASTS[len(self.told)]:
+            self.told[f"{FORECASTS[len(self.told)]:g}"] = clock.seconds / done
+
+    def errors(self, seconds: float) -> dict[str, float]:
+        """Return how far each forecast of what was left was off, as a share of what was left."""
+        return {f"at_{share}": (told - seconds) / max(1e-9, (1 - float(share)) * seconds)
+                for share, told in self.told.items()}  # fmt: skip
+
+
+@dataclass
 class Best:
     """The best weights so far, by accuracy on valid, the later of equals.
 
@@ -69,7 +92,10 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def offer(self, scores: Scores, network: nn.Module, epoch: float) -> None:
-        """Keep these weights if none were better."""
+        """Keep these weights if none were better; raises DivergedError for outputs such as NaN."""
+        if not np.isfinite(scores.logits).all():
+            raise DivergedError(f"epoch {epoch:g}: outputs on valid are not finite",
+                                "lower train.learning_rate (a third is a good try)")  # fmt: skip
         if scores.accuracy > self.mark + self.min_delta:
             self.mark, self.epoch = scores.accuracy, epoch
         if scores.accuracy >= self.accuracy:
@@ -79,7 +105,7 @@ class Best:
 
 @dataclass
 class Log:
-    """Writes the step and epoch log.
+    """Writes the step and epoch log: every so many steps, or twice a second where `every` is 0.
 
     `total` is the sum of the losses of this epoch's `samples`, which stays on the device until the
     epoch ends; `rate` is the learning rate of the last step.
@@ -88,16 +114,28 @@ class Log:
     run: Run | None
     observe: Observe | None
     images: int = 0
+    every: int = 0
     samples: int = 0
     rate: float = 0.0
     total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     last: float = 0.0
+    forecast: Forecast = field(default_factory=Forecast)
     loss: float = math.nan
     since: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
 
-    def due(self) -> bool:
-        """Return whether it is time to log a step."""
-        return time.monotonic() - self.last >= LOG_SECONDS
+    def pace(self, steps: int, total: int) -> None:
+        """Choose which steps are logged, from the steps of an epoch and of the whole training.
+
+        The clock has no say in it, so that a resumed training logs what the whole one would. One
+        with a budget does not know its steps, and is not to be repeated anyway.
+        """
+        self.every = max(1, steps // LOGGED_OF_EPOCH, total // LOGGED_STEPS)
+
+    def due(self, step: int) -> bool:
+        """Return whether the step of this number, from 1 on, is logged."""
+        if self.every == 0:
+            return time.monotonic() - self.last >= LOG_SECONDS
+        return (step - 1) % self.every == 0
 
     def add(self, rate: float, loss: Tensor, samples: int) -> None:
         """Take the mean loss of one step's samples, without waiting for the device."""
@@ -123,12 +161,12 @@ class Log:
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that an epoch in work goes on to the same mean."""
         return {"images": self.images, "samples": self.samples, "rate": self.rate,
-                "total": self.total.item()}  # fmt: skip
+                "total": self.total.item(), "eta": dict(self.forecast.told)}  # fmt: skip
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Go on from what `facts` returned."""
         self.images, self.samples, self.rate = facts["images"], facts["samples"], facts["rate"]
-        self.since = (self.since[0], self.images)
+        self.since, self.forecast.told = (self.since[0], self.images), facts["eta"]
         self.total = torch.full_like(self.total, facts["total"])
 
     def write(self, row: dict[str, Any]) -> None:

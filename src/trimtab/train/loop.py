@@ -37,6 +37,7 @@ class TrainResult:
     interrupted: bool
     stopped_early: bool
     settings: Settings
+    forecast: dict[str, float]
 
 
 def train_network(
@@ -53,14 +54,15 @@ def train_network(
     """
     clock, best, log = Clock(budget_seconds), Best(recipe.train.min_delta), Log(run, observe)
     settings = resolve(network, dataset, recipe, loss, budget_seconds=budget_seconds)
-    if run is not None:
-        settings.speed.record(run, settings.device)
+    settings.speed.record(run, settings.device)
     seed_everything(seed)
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     steps, stalled = len(feed), False
     clock.total_steps = steps * recipe.train.epochs
-    if budget_seconds is not None:
+    if budget_seconds is None:
+        log.pace(steps, clock.total_steps)
+    else:
         clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
     with (
         kept_memory(), sound_strides(network), progress(1.0, "train") as bar,
@@ -76,8 +78,10 @@ def train_network(
                 value = train_step(network, batch, settings, clock)
                 clock.step += 1
                 log.add(rate, value, len(batch.ids))
-                if log.due():
+                log.forecast.note(clock)
+                if log.due(clock.step):
                     log.step(clock, value.item())
+                if bar.due():
                     bar.update(clock.progress, log.note(best))
                 ending = clock.progress >= 1 or stop.requested
                 if ending or kept.due():
@@ -97,8 +101,8 @@ def train_network(
                 break
     network.load_state_dict(best.weights)
     scores = evaluate(network, dataset)
-    return TrainResult(scores, clock.step / steps, clock.seconds, log.speed(clock),
-                       stop.requested, stalled, settings)  # fmt: skip
+    return TrainResult(scores, clock.step / steps, clock.seconds, log.speed(clock), stop.requested,
+                       stalled, settings, log.forecast.errors(clock.seconds))  # fmt: skip
 
 
 def set_rate(settings: Settings, done: float) -> float:

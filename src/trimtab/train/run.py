@@ -12,17 +12,22 @@ from trimtab.data.dataset import Dataset, dataset_of, open_dataset
 from trimtab.errors import UsageError
 from trimtab.machine.device import device_name, seed_everything
 from trimtab.machine.interrupt import stoppable, stopped
+from trimtab.machine.progress import began
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
 from trimtab.models.pretrained import require_named, start_from
-from trimtab.records.files import locked, write_json, write_text
+from trimtab.records.files import length_of, locked, rewind, write_json, write_text
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
+    LEDGER,
     Run,
+    label_of,
+    new_name,
     open_run,
     require_no_run,
+    require_seed,
+    reserved,
     start_run,
     update_facts,
-    whole_or_gone,
 )
 from trimtab.records.schema import Schema
 from trimtab.records.sections import FRESH, ModelSection
@@ -48,17 +53,23 @@ def train(
     ends the training within 10 % even where epochs are left. Raises TrimtabError; after Ctrl-C the
     run is complete on disk and Interrupted is raised, after SIGTERM Preempted.
     """
-    recipe = as_recipe(recipe)
+    recipe, started = as_recipe(recipe), began()
     seconds = parse_duration(budget) if budget is not None else None
-    dataset = open_dataset(data, recipe, seed=seed)
-    recipe = with_model(recipe, dataset.schema, model)
-    if out is not None and is_run(out):
-        return again(Run(Path(out)), dataset, recipe, model=model, seed=seed, budget=seconds)
-    run = start_run(out, kind="train", label=recipe.model.name, recipe=recipe, seed=seed)
-    update_facts(run, budget=seconds, budget_seconds=seconds)
-    with stoppable(), locked(run.path), whole_or_gone(run.path):
-        train_into(run, dataset, recipe, model=model, budget_seconds=seconds, seed=seed)
-    return ended(run)
+    path = Path(out) if out is not None else Path("runs") / new_name(label_of(data))
+    require_seed(seed)
+    with stoppable(), reserved(path):
+        require_unfinished(path)
+        dataset = open_dataset(data, recipe, seed=seed)
+        recipe = with_model(recipe, dataset.schema, model)
+        if is_run(path):
+            again(Run(path), dataset, recipe, model=model, seed=seed, budget=seconds)
+        else:
+            write_json(path / "data.json", dataset.describe(path))
+            run = start_run(path, kind="train", label=recipe.model.name, recipe=recipe, seed=seed,
+                            budget=seconds, budget_seconds=seconds)  # fmt: skip
+            left = None if seconds is None else max(0.0, seconds - time.monotonic() + started)
+            train_into(run, dataset, recipe, model=model, budget_seconds=left, seed=seed)
+    return ended(Run(path))
 
 
 def resume(
@@ -83,9 +94,9 @@ def resume(
     if model is not None and (got := adopt_module(model)) != recipe.model.name:
         raise UsageError(f"{run.path} holds model '{recipe.model.name}', got '{got}'",
                          "pass the module the run was trained from")  # fmt: skip
-    dataset = dataset_of(run, data)
-    build(dataset.schema, recipe)  # a model that is not here is told before anything is changed
     with stoppable(), locked(run.path):
+        dataset = dataset_of(run, data)
+        build(dataset.schema, recipe)  # a model that is not here is told before a change
         if run.facts.get("status") == "finished":
             update_facts(run, budget_seconds=None)  # more epochs are what is asked for now
         go_on(run, dataset, recipe, model=model)
@@ -113,14 +124,10 @@ def has_checkpoint(run: Run) -> bool:
 def again(
     run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None, seed: int,
     budget: float | None,
-) -> Run:  # fmt: skip
+) -> None:  # fmt: skip
     """Resume an unfinished run by the command that began it; raises UsageError for another one."""
-    if run.facts["kind"] != "train" or run.facts.get("status") == "finished":
-        require_no_run(run.path)
     require_same(run, dataset, recipe, seed=seed, budget=budget)
-    with stoppable(), locked(run.path):
-        go_on(run, dataset, run.recipe, model=model)
-    return ended(run)
+    go_on(run, dataset, run.recipe, model=model)
 
 
 def require_same(run: Run, dataset: Dataset, recipe: Recipe, **told: Any) -> None:
@@ -143,7 +150,10 @@ def go_on(run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None
     """Train on in a run folder, as its first training was told to."""
     before = run.facts
     facts = {key: value for key, value in before.items() if key != "status"}
+    if "status" in before:
+        facts["ledger_bytes"] = length_of(run.path / LEDGER)
     write_json(run.path / "run.json", facts)
+    rewind(run.path / LEDGER, facts.get("ledger_bytes", 0))  # else each end would stand there twice
     try:
         train_into(run, dataset, recipe, model=model, budget_seconds=facts.get("budget_seconds"),
                    seed=facts["seed"])  # fmt: skip
@@ -159,6 +169,13 @@ def ended(run: Run) -> Run:
         raise stopped(f"the best weights so far are in {run.path}",
                       f"go on with `trimtab resume {run.path}`")  # fmt: skip
     return run
+
+
+def require_unfinished(path: Path) -> None:
+    """Raise UsageError where `path` holds a run that no training command goes on with."""
+    facts = Run(path).facts if is_run(path) else {"kind": "train"}
+    if facts["kind"] != "train" or facts.get("status") == "finished":
+        require_no_run(path)
 
 
 def is_run(path: str | Path) -> bool:
@@ -203,11 +220,11 @@ def train_into(
     if recipe.model.pretrained != FRESH and not has_checkpoint(run):
         run.record("pretrained", **start_from(network, recipe))
     set_first_weights(network, dataset.splits["train"], recipe)
-    left = budget_seconds
+    recipe, left = recipe.override(**run.facts.get("settled", {})), budget_seconds
     if recipe.augment.flip == "auto":
         recipe, left = settle(run, network, dataset, recipe, seed=seed, seconds=budget_seconds)
-    write_text(run.path / "recipe.yaml", recipe.to_yaml())
     update_facts(run, budget_seconds=left, resumable=resumable)
+    write_text(run.path / "recipe.yaml", recipe.to_yaml())
     resolved = recipe.override(**run.facts.get("resolved", {}))
     result = train_network(network, dataset, resolved, run, seed=seed, budget_seconds=left)
     finish(run, network, result, dataset)
@@ -223,6 +240,8 @@ def settle(
     trial = FLIP_SHARE * seconds if seconds is not None else None
     recipe = settle_flip(network, dataset, recipe, run, seed=seed, budget_seconds=trial)
     left = None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
+    update_facts(run, settled={"augment__flip": recipe.augment.flip}, budget_seconds=left,
+                 ledger_bytes=length_of(run.path / LEDGER))  # fmt: skip
     return recipe, left
 
 
@@ -239,6 +258,9 @@ def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) 
                n=result.scores.n, split="valid", seed=seed, device=device)  # fmt: skip
     run.record("f1", result.scores.f1, n=result.scores.n, split="valid", seed=seed)
     run.record("train_seconds", result.seconds, "s", device=device, epochs=result.epochs)
+    if result.forecast and not (result.interrupted or result.stopped_early):
+        worst = max(result.forecast.values(), key=abs)
+        run.record("eta_error", worst, "of what was left", **result.forecast)
     run.record(
         "images_per_second",
         result.images_per_second,

@@ -35,38 +35,44 @@ def take(groups: Groups, old: Groups) -> dict[str, dict[str, Tensor]]:
     """Return copies of all tensors in host memory, finished when this returns.
 
     Memory of `old`, an earlier result that nobody reads any more, is used again where it fits:
-    fresh pages would cost more than the copy. Raises UsageError for what cannot be stored.
+    fresh pages would cost more than the copy. All are copied by one call, which uses torch's
+    threads; from a graphics processor into pinned memory. Raises UsageError for what cannot be
+    stored.
     """
-    copies = {group: {name: host_copy(f"{group}/{name}", tensor, old.get(group, {}).get(name))
-                      for name, tensor in tensors.items()}
-              for group, tensors in groups.items()}  # fmt: skip
-    if any(one.is_cuda for tensors in groups.values() for one in tensors.values()):
+    copies: dict[str, dict[str, Tensor]] = {}
+    sources: list[Tensor] = []
+    for group, tensors in groups.items():
+        known = old.get(group, {})
+        copies[group] = {name: room_for(group, name, tensor, known.get(name))
+                         for name, tensor in tensors.items()}  # fmt: skip
+        sources += tensors.values()
+    targets = [buffer for buffers in copies.values() for buffer in buffers.values()]
+    if targets:
+        with torch.no_grad():
+            torch._foreach_copy_(targets, sources, non_blocking=True)
+    if any(one.is_cuda for one in sources):
         torch.cuda.synchronize()
     return copies
 
 
-def host_copy(name: str, tensor: Tensor, buffer: Tensor | None) -> Tensor:
-    """Return a copy of `tensor` with its order in memory, in `buffer` where that fits.
-
-    From a graphics processor the copy goes on after the return, into pinned memory.
-    """
-    source = tensor.detach()
-    if (
-        source.layout != torch.strided
-        or source.dtype not in DTYPES
-        or name.endswith("/" + METADATA)
-    ):
-        raise UsageError(f"{name} cannot be kept in a checkpoint: {source.layout}, {source.dtype}",
-                         "checkpoints hold dense tensors of plain types")  # fmt: skip
-    if buffer is None or not fits(buffer, source):
-        buffer = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
-    return buffer.copy_(source, non_blocking=True)
+def room_for(group: str, name: str, source: Tensor, buffer: Tensor | None) -> Tensor:
+    """Return host memory in the order of `source`: `buffer` where that fits."""
+    if buffer is not None and fits(buffer, source):
+        return buffer
+    if source.layout != torch.strided or source.dtype not in DTYPES or name == METADATA:
+        what = f"{group}/{name} cannot be kept in a checkpoint: {source.layout}, {source.dtype}"
+        raise UsageError(what, "checkpoints hold dense tensors of plain types")
+    return torch.empty_like(source, device="cpu", pin_memory=source.is_cuda, requires_grad=False)
 
 
 def fits(buffer: Tensor, source: Tensor) -> bool:
     """Return whether `buffer` is what a copy of `source` would be put into."""
-    same = (buffer.dtype, buffer.shape, buffer.stride())
-    return same == (source.dtype, source.shape, source.stride())
+    return (
+        buffer.dtype == source.dtype
+        and buffer.shape == source.shape
+        and source.layout == torch.strided
+        and buffer.stride() == source.stride()
+    )
 
 
 def safetensors_of(tensors: Tensors) -> Iterator[bytes | memoryview]:

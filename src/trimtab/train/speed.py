@@ -56,8 +56,10 @@ class Speed:
     compile_seconds: float = 0.0
     reason: str = ""
 
-    def record(self, run: Run, device: torch.device) -> None:
-        """Put what was measured into the ledger of `run`."""
+    def record(self, run: Run | None, device: torch.device) -> None:
+        """Put what was measured into the ledger of `run`, where there is one."""
+        if run is None:
+            return
         name = device_name(device)
         for way, rows, seconds in self.timings:
             if math.isfinite(seconds):

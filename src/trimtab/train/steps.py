@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trimtab.machine.failpoints import failpoint
-from trimtab.records.files import sha256_file, sync_folder, synced
+from trimtab.records.files import held, is_abandoned, sha256_file, sync_folder, synced
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -154,34 +152,3 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir():
         if LEFTOVER.fullmatch(path.name) and is_abandoned(path):
             shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Mark `folder` as in work by a lock that the kernel releases with the process."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        lock(handle)
-        yield
-    finally:
-        os.close(handle)
-
-
-def is_abandoned(folder: Path) -> bool:
-    """Return whether no living process holds `folder`."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        return lock(handle)
-    finally:
-        os.close(handle)
-
-
-def lock(handle: int) -> bool:
-    """Lock an open folder; False where another process has it, True where disks know no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # the lock of the run folder keeps others out
-    return True

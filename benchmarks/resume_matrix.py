@@ -1,0 +1,120 @@
+"""Stop a training at every kind of place, resume it, and compare with the whole one to the bit."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent))  # for a test, which imports this file from elsewhere
+
+import torch
+from kill_and_resume import differences, write_digits
+
+from trimtab.data.dataset import open_dataset
+from trimtab.errors import Interrupted
+from trimtab.records.recipe import Recipe
+from trimtab.train import loop, update
+from trimtab.train.run import resume, train
+
+SETTLED = {"model__name": "cnn_small", "model__dropout": 0.1, "train__epochs": 3,
+           "augment__flip": True, "train__layout": "contiguous", "train__batch_size": 32,
+           "train__micro_batch": 12}  # fmt: skip
+AXES: dict[str, tuple[Any, ...]] = {
+    "stopped": ("epoch end", "mid-epoch", "mid-accumulation", "before evaluation"),
+    "precision": ("fp32", "bf16"),
+    "average": ("none", "ema"),
+    "threads": (1, 2),
+}
+NOTES = """Ctrl-C at that place, then `resume`; two breaks per run, in the first and in the second
+epoch. Random numbers come from counters, so there are no workers whose number could matter; threads
+of torch are the same before and after the break."""
+
+
+@contextmanager
+def signal_at(place: str, epoch: int, steps: int) -> Iterator[None]:
+    """Send this process a Ctrl-C at one kind of place in one epoch (from 0) of `steps`."""
+    module, name, pass_wanted = PLACES[place](epoch, steps)
+    real, passes = getattr(module, name), [0]
+
+    def watched(*given: Any, **named: Any) -> Any:
+        passes[0] += 1
+        if passes[0] == pass_wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given, **named)
+
+    setattr(module, name, watched)
+    try:
+        yield
+    finally:
+        setattr(module, name, real)
+
+
+PLACES: dict[str, Callable[[int, int], tuple[Any, str, int]]] = {
+    "epoch end": lambda epoch, steps: (loop, "train_step", steps),
+    "mid-epoch": lambda epoch, steps: (loop, "train_step", 2 + epoch),
+    "mid-accumulation": lambda epoch, steps: (update, "passes", 2 + epoch),
+    "before evaluation": lambda epoch, steps: (loop, "evaluate", 1),
+}
+
+
+def one_cell(data: Any, folder: Path, cell: dict[str, Any]) -> list[str]:
+    """Return what differs after two breaks from the training without any."""
+    torch.set_num_threads(cell["threads"])
+    recipe = Recipe().override(**SETTLED, train__precision=cell["precision"],
+                               train__average=cell["average"])  # fmt: skip
+    whole, parts = folder / "whole", folder / "parts"
+    run = train(data, recipe=recipe, out=whole)
+    steps = next(row["step"] for row in run.metrics if "epoch" in row)
+    for number in range(2):
+        with signal_at(cell["stopped"], number, steps):
+            stopped(data, recipe, parts, number)
+    resume(parts, data=data)
+    found = differences(whole, parts)
+    return [name for name in found if name != "ledger.jsonl"]  # a break has rows of its own
+
+
+def stopped(data: Any, recipe: Recipe, out: Path, number: int) -> None:
+    """Begin or go on with a training that a Ctrl-C is about to stop."""
+    try:
+        train(data, recipe=recipe, out=out) if number == 0 else resume(out, data=data)
+    except Interrupted:
+        return
+    raise SystemExit("the training was not stopped")
+
+
+def cells(chosen: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """Yield each combination of the axes."""
+    for values in itertools.product(*chosen.values()):
+        yield dict(zip(chosen, values, strict=True))
+
+
+def main() -> None:
+    """Run all cells and record; exit with 1 where anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--print-only", action="store_true", help="write no JSON")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        data = open_dataset(write_digits(Path(place) / "digits"), Recipe())
+        for index, cell in enumerate(cells(AXES)):
+            wrong = one_cell(data, Path(place) / str(index), cell)
+            rows.append({**cell, "equal": "no: " + ", ".join(wrong[:3]) if wrong else "yes"})
+            print(rows[-1], flush=True)
+    if not options.print_only:
+        from record import write
+
+        write("resume_matrix", rows, notes=NOTES)
+    if any(row["equal"] != "yes" for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""Whole commands, killed or on broken disks: nothing is lost, and the same words go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.resume_matrix import AXES, cells, one_cell
+from trimtab.errors import BusyError, MachineError, UsageError
+from trimtab.machine import failpoints
+from trimtab.records.files import append_jsonl, locked, read_jsonl, write_json
+from trimtab.records.run import Run, changed_environment
+from trimtab.train.run import resume, train
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("model.name=cnn_small", "train.epochs=2", "augment.flip=false", "train.precision=fp32",
+         "train.layout=contiguous", "train.checkpoint_seconds=0.05")  # fmt: skip
+OUTCOMES = {-signal.SIGKILL, 128 + signal.SIGKILL}
+
+
+def command(data: Path, out: Path) -> list[str]:
+    chosen = [word for one in QUICK for word in ("--set", one)]
+    return [sys.executable, "-m", "trimtab", "train", str(data), *chosen, "--out", str(out)]
+
+
+def run_command(
+    words: list[str], *prefix: str, failpoint: str = ""
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, *words], text=True, check=False, capture_output=True, timeout=200,
+        env={**os.environ, "TRIMTAB_FAILPOINT": failpoint, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def kills(*options: str) -> list[dict[str, Any]]:
+    """Run the benchmark of kills in a process of its own, which has started no threads."""
+    words = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--print-only"]
+    done = run_command([*words, *options])
+    assert done.returncode == 0, done.stderr + done.stdout
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def test_killed_commands_that_are_repeated_or_resumed_end_as_the_whole_one() -> None:
+    total = kills("--kills", "4", "--last", "1", "--failpoints", "file.before_rename")[-1]
+    assert total["kills"] >= 10
+    assert total["equal"] == total["runs"]
+    assert total["leftovers"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_kills_at_any_moment_and_every_failpoint_end_as_the_whole_one() -> None:
+    words = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--print-only"]
+    done = subprocess.run(words, text=True, check=False, capture_output=True, timeout=1800)
+    assert done.returncode == 0, done.stderr + done.stdout
+    total = json.loads(done.stdout.splitlines()[-1])[-1]
+    assert total["kills"] >= 100
+
+
+SOME = {**{axis: values[:1] for axis, values in AXES.items()}, "stopped": AXES["stopped"]}
+
+
+@pytest.mark.parametrize("cell", list(cells(SOME)), ids=lambda cell: cell["stopped"])
+def test_a_break_at_every_kind_of_place_changes_no_bit(
+    cell: dict[str, Any], tiny_dataset: Any, tmp_path: Path
+) -> None:
+    assert one_cell(tiny_dataset, tmp_path, cell) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "cell", list(cells(AXES)), ids=lambda cell: "-".join(map(str, cell.values()))
+)
+def test_a_break_in_every_cell_of_the_matrix_changes_no_bit(
+    cell: dict[str, Any], tiny_dataset: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    try:
+        assert one_cell(tiny_dataset, tmp_path, cell) == []
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    page = (ROOT / "docs" / "explanation" / "what-is-tested-to-break.md").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    tests = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    found = set(re.findall(r"^def (test_\w+)", "\n".join(tests), re.MULTILINE))
+    assert len(named) > 30
+    assert named - found == set()
+
+
+# Files of a run
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    dead = tmp_path / ".a.json.0123abcd.tmp"
+    dead.write_text("{")
+    (tmp_path / ".mine.tmp").write_text("x")
+    code = (
+        "import sys, fcntl; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    living = tmp_path / ".b.json.89abcdef.tmp"
+    with subprocess.Popen([sys.executable, "-c", code, str(living)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with locked(tmp_path):
+            assert not dead.exists()
+            assert living.exists()
+        holder.kill()
+    with locked(tmp_path):
+        assert sorted(one.name for one in tmp_path.iterdir()) == [".mine.tmp", "run.lock"]
+
+
+def test_a_torn_row_is_gone_before_the_next_one_is_appended(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_jsonl(path, {"n": 1})
+    with open(path, "ab") as file:
+        file.write(b'{"n": 2')
+    append_jsonl(path, {"n": 3})
+    assert read_jsonl(path) == [{"n": 1}, {"n": 3}]
+
+
+def test_a_row_for_which_there_is_no_room_is_an_error_and_no_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_jsonl(path, {"n": 1})
+    failpoints.arm("log.before_row:enospc")
+    with pytest.raises(MachineError, match="No space left"):
+        append_jsonl(path, {"n": 2})
+    append_jsonl(path, {"n": 3})
+    assert read_jsonl(path) == [{"n": 1}, {"n": 3}]
+
+
+@pytest.mark.parametrize("action", ["enospc", "eio"])
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, action: str) -> None:
+    write_json(tmp_path / "a.json", 1)
+    failpoints.arm(f"file.before_sync:{action}")
+    with pytest.raises(MachineError) as caught:
+        write_json(tmp_path / "a.json", 2)
+    assert caught.value.exit_code == 6
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "1\n"
+
+
+def test_a_folder_with_a_lock_and_the_users_own_files_is_no_begun_run(
+    tmp_path: Path, tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    for names in (["recipe.yaml"], ["run.lock", "thesis.txt"]):
+        folder = tmp_path / names[-1]
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("mine")
+        with pytest.raises(UsageError, match="other files"):
+            train(tiny_dataset, recipe=tiny_recipe, out=folder)
+        assert sorted(one.name for one in folder.iterdir()) == sorted(names)
+        assert (folder / names[-1]).read_text() == "mine"
+
+
+def test_a_second_command_in_the_folder_is_refused_before_it_reads_data(
+    tmp_path: Path, tiny_recipe: Any
+) -> None:
+    (tmp_path / "r").mkdir()
+    with locked(tmp_path / "r"), pytest.raises(BusyError, match=f"pid {os.getpid()}"):
+        train(tmp_path / "no-data", recipe=tiny_recipe, out=tmp_path / "r")
+
+
+def test_data_that_cannot_be_read_leave_no_folder(tmp_path: Path, tiny_recipe: Any) -> None:
+    with pytest.raises(Exception, match="no-data"):
+        train(tmp_path / "no-data", recipe=tiny_recipe, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+# Resumed elsewhere
+
+
+def test_other_versions_processors_and_threads_are_named() -> None:
+    before = {"processor": "A", "threads": 2, "versions": {"torch": "2.1"}, "cores": 2}
+    assert changed_environment(before, before) == []
+    now = {"processor": "B", "threads": 4, "versions": {"torch": "2.2"}, "cores": 8}
+    assert changed_environment(before, now) == [
+        "torch was 2.1, is 2.2", "processor was A, is B", "threads was 2, is 4",
+    ]  # fmt: skip
+
+
+# Broken disks below a whole command
+
+
+def small_disk(options: str) -> list[str]:
+    """The command before a training that gives its output, the last word, a disk of its own."""
+    probe = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("no user namespaces with mounts here")
+    script = f'for last; do :; done; d=$(dirname "$last"); mount -t tmpfs -o {options} tmpfs "$d" '
+    return ["unshare", "-rm", "sh", "-c", script + '&& "$@"; code=$?; ls -AR "$d"; exit $code', "x"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["size=64k", "size=5m,nr_inodes=5"])
+def test_a_full_disk_before_the_start_is_exit_6_and_leaves_nothing(
+    options: str, digits_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    done = run_command(command(digits_folder, tmp_path / "disk" / "r"), *small_disk(options))
+    assert done.returncode == 6, done.stderr
+    assert "hint: free some space" in done.stderr
+    assert "train  " not in done.stderr
+    assert ".tmp" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_read_only_folder_is_exit_6_before_any_data_are_read(tmp_path: Path) -> None:
+    script = ('for last; do :; done; d=$(dirname "$last"); mount --bind "$d" "$d" && '
+              'mount -o remount,bind,ro "$d" && "$@"')  # fmt: skip
+    small_disk("size=1m")  # skips where nothing can be mounted
+    (tmp_path / "disk").mkdir()
+    words = command(tmp_path / "no-data", tmp_path / "disk" / "r")
+    done = run_command(words, "unshare", "-rm", "sh", "-c", script, "x")
+    assert done.returncode == 6, done.stderr
+    assert "Read-only file system" in done.stderr
+
+
+# Every system call
+
+
+def traced(calls: str, what: str) -> list[str]:
+    """The command before a training that lets a system call on its output fail or kill."""
+    probe = ["strace", "-f", "-qq", "-e", "trace=none", "true"]
+    if shutil.which("strace") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("no strace here, or no right to use it")
+    return ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}",
+            "-e", f"inject={calls}:{what}"]  # fmt: skip
+
+
+SAVER = """
+import sys, os, torch
+from pathlib import Path
+from trimtab.records.files import append_jsonl, write_json
+from trimtab.models.build import save_weights
+from trimtab.train.checkpoint import Checkpoints
+
+folder, step = Path(sys.argv[1]), int(sys.argv[2])
+folder.mkdir(exist_ok=True)
+os.open("/dev/zero", os.O_RDONLY)  # where the tracer's count may begin
+with Checkpoints(folder / "checkpoints") as checkpoints:
+    checkpoints.save(step, {"weights": {"w": torch.full((50,), float(step))}}, {"step": step})
+save_weights(torch.nn.Linear(1, 1), folder / "weights.safetensors")
+append_jsonl(folder / "ledger.jsonl", {"what": "step", "value": step})
+write_json(folder / "run.json", {"step": step})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("calls", ["rename", "fsync", "mkdir,rmdir,unlink,unlinkat"])
+def test_killed_at_every_system_call_of_a_save_and_of_the_end_there_is_the_old_or_the_new(
+    calls: str, tmp_path: Path
+) -> None:
+    from trimtab.train.checkpoint import Checkpoints
+
+    count, status = 0, -signal.SIGKILL
+    while status in OUTCOMES:
+        count += 1
+        folder = tmp_path / str(count)
+        for step in (1, 2):
+            run_saver(folder, step)
+        prefix = traced(calls, f"signal=KILL:when={count}")
+        status = run_saver(folder, 3, *prefix).returncode
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            found = checkpoints.newest()
+        assert found is not None
+        assert found.step in (2, 3)
+        assert checkpoints.warnings == []
+        facts, rows = json.loads((folder / "run.json").read_text()), Run(folder).ledger
+        assert facts["step"] in (2, 3)
+        assert [row["value"] for row in rows] in ([1, 2], [1, 2, 3])
+        if facts["step"] == 3:
+            assert (found.step, len(rows)) == (3, 3)
+        assert run_saver(folder, 4).returncode == 0
+        with locked(folder):
+            assert not any(one.name.endswith(".tmp") for one in folder.rglob("*"))
+    assert status == 0
+    assert count > 3
+
+
+def run_saver(folder: Path, step: int, *prefix: str) -> subprocess.CompletedProcess[str]:
+    return run_command([sys.executable, "-c", SAVER, str(folder), str(step)], *prefix)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("calls", "error", "reason"),
+    [("fsync", "EIO", "Input/output error"), ("fsync", "EDQUOT", "Disk quota exceeded"),
+     ("rename", "ENOSPC", "No space left")],
+)  # fmt: skip
+def test_a_system_call_that_fails_leaves_the_old_state_and_says_so(
+    calls: str, error: str, reason: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    run_saver(folder, 1)
+    done = run_saver(folder, 2, *traced(calls, f"error={error}"))
+    assert done.returncode != 0
+    assert reason in done.stderr
+    assert json.loads((folder / "run.json").read_text()) == {"step": 1}
+    assert not any(one.name.endswith(".tmp") for one in folder.rglob("*"))
+
+
+# A long training
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_long_training_keeps_its_memory_files_and_children_flat(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def look(row: dict[str, Any]) -> None:
+        if "epoch" in row:
+            seen.append(footprint())
+
+    from trimtab.models.build import build
+    from trimtab.records.run import start_run
+    from trimtab.train.loop import train_network
+
+    epochs = int(os.environ.get("TRIMTAB_SOAK_EPOCHS", "300"))
+    recipe = tiny_recipe.override(train__epochs=epochs, train__patience=epochs,
+                                  train__batch_size=128, train__checkpoint_seconds=0.5)  # fmt: skip
+    run = start_run(tmp_path / "r", kind="train", label="x", recipe=recipe, seed=0, resumable=True)
+    network = build(tiny_dataset.schema, recipe)
+    train_network(network, tiny_dataset, recipe, run, observe=look)
+    early, late = seen[len(seen) // 3], seen[-1]
+    assert late[0] < 1.05 * early[0], "resident memory grew"
+    assert late[1] <= early[1] + 2, "open files grew"
+    assert late[2] == early[2], "children were left"
+
+
+def footprint() -> tuple[int, int, int]:
+    """Return the resident pages, the open files and the children of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return pages, len(os.listdir("/proc/self/fd")), len(children)
+
+
+def test_resume_says_what_is_not_the_same_here(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from trimtab.machine.progress import OUTPUT
+
+    run = train(tiny_dataset, recipe=tiny_recipe.override(train__epochs=1), out=tmp_path / "r")
+    path = run.path / "environment.json"
+    env = json.loads(path.read_text("utf-8"))
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    resume(run, data=tiny_dataset, epochs=2)
+    assert "not to the bit" not in capsys.readouterr().err
+    env["versions"]["torch"] = "1.0"
+    write_json(path, env)
+    resume(run, data=tiny_dataset, epochs=3)
+    assert "torch was 1.0, is" in capsys.readouterr().err
