@@ -284,6 +284,18 @@ def test_first_ctrl_c_ends_the_sweep_and_keeps_what_was_swept(
     assert len(kept["losses"]) == 20
 
 
+def test_recipe_that_cannot_be_swept_leaves_no_folder_and_nothing_of_others_goes(
+    tiny_dataset: Any, recipe: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    for name in ("new", "kept"):
+        with pytest.raises(UsageError, match="unknown optimizer"):
+            lr_find(tiny_dataset, recipe=recipe.override(train__optimizer="sdg"),
+                    out=tmp_path / name)  # fmt: skip
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept", "notes.txt"]
+
+
 def test_folder_that_cannot_be_written_is_told_before_the_sweep(
     tiny_dataset: Any, recipe: Any, tmp_path: Path, at_step: Any
 ) -> None:

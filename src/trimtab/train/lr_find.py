@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +137,7 @@ def lr_find(
         dataset = open_dataset(data, recipe, seed=seed)
         recipe = with_model(recipe, dataset.schema, model)
         path = make_folder(Path(out) if out is not None else Path("runs") / new_name("lr-find"))
-        with generators_restored():
+        with generators_restored(), filled_or_gone(path):
             swept = swept_by(dataset, recipe, model, steps=steps, seed=seed)
         found = found_in(swept, recipe, path, seed=seed)
         write_json(path / DATA, found.to_dict())
@@ -143,6 +145,17 @@ def lr_find(
     if found.ended == "stopped":
         raise stopped(f"the {len(found.rates)} rates so far are in {path}", "run it again")
     return found
+
+
+@contextmanager
+def filled_or_gone(path: Path) -> Iterator[None]:
+    """Remove the folder `path` where an error ends the block before anything is in it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty: it holds what was there before
+            path.rmdir()
+        raise
 
 
 def swept_by(
