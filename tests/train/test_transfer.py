@@ -22,6 +22,7 @@ from trimtab.plan.fit import require_parts
 from trimtab.records.recipe import Recipe, read_recipe
 from trimtab.records.run import Run
 from trimtab.train import loop
+from trimtab.train.adopt import adopt
 from trimtab.train.freeze import Freeze
 from trimtab.train.optimizers import OPTIMIZERS, find_optimizer, parameter_groups
 from trimtab.train.run import resume, train
@@ -164,8 +165,11 @@ def test_a_run_folder_serves_as_weights(
     assert (run.measured("pretrained") or {})["file"] == "weights.safetensors"
 
 
-@pytest.mark.parametrize("updates", [0, 3, 20], ids=["at once", "frozen", "thawed"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("updates", "optimizer"),
+    [(0, "adamw"), (3, "muon"), (20, "adamw"), (20, "muon")],
+    ids=["at once", "frozen", "thawed", "thawed muon"],
+)
 def test_resumed_training_needs_no_weights_file_and_ends_in_the_same_bits(
     updates: int, optimizer: str, tiny_dataset: Any, tiny_recipe: Recipe, weights: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -213,6 +217,8 @@ def test_setting_for_weights_that_are_not_wanted_is_refused(
         train(tiny_dataset, recipe=tiny_recipe.override(model__keep_head=True), out=tmp_path / "r")
     with pytest.raises(UsageError, match="needs the network it is for"):
         train(tiny_dataset, recipe=Recipe().override(model__pretrained="cache"), out=tmp_path / "r")
+    with pytest.raises(UsageError, match="adopt keeps the weights"):
+        adopt(small_net(), tiny_dataset, recipe=Recipe().override(model__pretrained="cache"))
     with pytest.raises(UsageError, match="needs the network it is for"):
         require_parts(Recipe().override(model__pretrained="cache"))
 

@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from trimtab.data.dataset import open_dataset
+from trimtab.errors import UsageError
 from trimtab.models.build import Network, adopt_module, build, macs_and_params, save_weights
 from trimtab.records.files import locked, write_json
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import Run, start_run, update_facts, whole_or_gone
+from trimtab.records.sections import FRESH
 from trimtab.train.loop import evaluate
 
 
@@ -26,6 +28,11 @@ def adopt(
     `load`) brings its own normalisation.
     """
     recipe = as_recipe(recipe)
+    if recipe.model.pretrained != FRESH:
+        raise UsageError(
+            f"adopt keeps the weights it is given; the recipe says {recipe.model.pretrained}",
+            "leave out model.pretrained",
+        )
     dataset = open_dataset(data, recipe, seed=seed)
     body = model.body if isinstance(model, Network) else model
     recipe = recipe.override(model__name=adopt_module(body))
