@@ -15,6 +15,7 @@ from trimtab.machine.interrupt import stop_on_interrupt
 from trimtab.machine.probe import Autocast
 from trimtab.machine.progress import progress
 from trimtab.measure.quality import Scores, logits_of, network_call, score
+from trimtab.models.depthwise import quick_depthwise
 from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
@@ -63,7 +64,8 @@ def train_network(
     if budget_seconds is not None:
         clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
     with (
-        sound_strides(network), progress(1.0, "train") as bar, stop_on_interrupt() as stop,
+        sound_strides(network), quick_depthwise(network), progress(1.0, "train") as bar,
+        stop_on_interrupt() as stop,
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
     ):  # fmt: skip
         for epoch in range(clock.epoch, recipe.train.epochs):
