@@ -22,6 +22,7 @@ from trimtab.data.dataset import Batch, Dataset, open_dataset
 from trimtab.data.feed import Feed
 from trimtab.measure.stats import bootstrap_ratio
 from trimtab.models.build import build
+from trimtab.models.depthwise import quick_depthwise
 from trimtab.models.strided import sound_strides
 from trimtab.train.initial import set_first_weights
 from trimtab.train.log import Clock
@@ -82,14 +83,14 @@ def plain(network: nn.Module, dataset: Dataset, batch: int) -> Steps:
 
 def resolved(network: nn.Module, dataset: Dataset, chosen: tt.Recipe) -> tuple[Steps, str]:
     """Return the steps of `train` with its own data path, and the way that it chose."""
-    settings = resolve(network, dataset, chosen, None)
+    settings = resolve(network, dataset, chosen.override(train__compile=False), None)
     feed = Feed(dataset.splits["train"], chosen.augment, batch_size=settings.batch_size, seed=0,
                 classes=CLASSES, device=settings.device)  # fmt: skip
     train_mode(network, freeze_norms=False)
     clock, batches = Clock(None, total_steps=10**6), endless(feed, settings.batch_size)
 
     def steps(number: int) -> None:
-        with sound_strides(network):
+        with sound_strides(network), quick_depthwise(network):
             for _ in range(number):
                 set_rate(settings, clock.progress)
                 train_step(network, next(batches), settings, clock)

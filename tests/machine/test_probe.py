@@ -79,17 +79,17 @@ def test_a_large_network_is_not_tried_beyond_the_time() -> None:
     assert tried(Machine(costs(0.8, 0.5, 0.6)))[0] == WAYS[1]  # two ways fit
 
 
+@pytest.mark.parametrize(("overhead", "each", "rows"), [
+    (0.0, 0.01, 22), (0.02, 0.01, 17), (0.02, 1e-5, 128), (0.0, 1e-5, 128), (0.0, 3.0, 2),
+])  # fmt: skip
 def test_rows_are_as_many_as_some_steps_of_each_way_have_time_for(
-    monkeypatch: pytest.MonkeyPatch,
+    overhead: float, each: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine({PLAIN: 0.01}, warm_up=5)
-    monkeypatch.setattr(probes, "step_seconds", machine.step)
-    inputs = torch.zeros(128, 1)
-    assert rows_in_time(nn.Linear(1, 1), inputs, 2.0) == 16
-    machine.costs[PLAIN] = 1e-5
-    assert rows_in_time(nn.Linear(1, 1), inputs, 2.0) == 128
-    machine.costs[PLAIN] = 3.0
-    assert rows_in_time(nn.Linear(1, 1), inputs, 2.0) == 2
+    def step(network: nn.Module, inputs: Tensor, way: Way, call: Any) -> float:
+        return overhead + each * len(inputs)
+
+    monkeypatch.setattr(probes, "step_seconds", step)
+    assert rows_in_time(nn.Linear(1, 1), torch.zeros(128, 1), 2.0) == rows
 
 
 def test_a_compiled_way_calls_what_was_compiled() -> None:
@@ -100,7 +100,7 @@ def test_a_compiled_way_calls_what_was_compiled() -> None:
         called.append("compiled")
         return layer(pixels)
 
-    _, found = probe(layer, torch.zeros(2, 1, 8, 8), (PLAIN, COMPILED), 0.01, compiled=compiled)
+    _, found = probe(layer, torch.zeros(2, 1, 8, 8), (PLAIN, COMPILED), 0.5, compiled=compiled)
     assert called
     assert all(seconds < float("inf") for seconds in found.values())
     assert layer.weight.grad is None

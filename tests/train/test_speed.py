@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import MachineError
+from trimtab.errors import Interrupted, MachineError
 from trimtab.machine import compiled as compiling
 from trimtab.machine.compiled import Compiled, can_amortise, missing_compiler
 from trimtab.machine.probe import PLAIN, WAYS, Way
+from trimtab.train import loop
 from trimtab.train import speed as speeds
-from trimtab.train.run import train
+from trimtab.train.run import resume, train
 from trimtab.train.speed import open_ways, resolve_speed, rows_of_pass
 
 CPU = torch.device("cpu")
@@ -214,3 +217,42 @@ def test_odd_passes_and_many_sides_are_not_compiled(monkeypatch: pytest.MonkeyPa
         call(pixels(rows, side))
     assert [shape[-1] for shape in made] == [8, 8, 9, 10, 11]
     assert {shape[0] for shape in made} == {8}
+
+
+# The real thing
+
+
+@pytest.mark.slow
+def test_compiled_training_resumes_to_the_bit(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe.override(train__compile=True, train__epochs=2, train__layout="contiguous")
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole")
+    assert whole.facts["resolved"]["train__compile"] is True
+    assert (whole.measured("compile_seconds") or {})["used"]
+    real, done = loop.train_step, []
+
+    def step(*given: Any) -> Tensor:
+        done.append(1)
+        if len(done) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "parts")
+    parts = resume(tmp_path / "parts", data=tiny_dataset)
+    assert whole.weights.read_bytes() == parts.weights.read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_half_precision_trains_on_a_graphics_processor(
+    precision: str, compile: bool, tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(train__precision=precision, train__compile=compile)
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert (run.measured("accuracy") or {})["value"] > 0.5
+    assert run.facts["resolved"]["train__layout"] == "channels_last"
+    assert (run.measured("skipped_steps") is not None) == (precision == "fp16")

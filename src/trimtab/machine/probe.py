@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 SECONDS = 2.0
 MARGIN = 1.05
-STEPS = 12  # of all ways together: so many should fit into the time
+STEPS = 9  # of all ways together: so many should fit into the time
+GROWTH = 4  # of the samples, while steps are short
 FEWEST_ROWS = 2  # batch norm needs two samples
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,14 +86,19 @@ def probe(
 def rows_in_time(network: nn.Module, inputs: Tensor, seconds: float = SECONDS) -> int:
     """Return how many of `inputs` to probe with, so that some steps of each way fit into `seconds`.
 
-    It is judged by steps of two samples, the second of which is timed.
+    It is judged by steps of more and more samples, each size timed at its second step: what a step
+    costs whatever its size must not be taken for the cost of its samples.
     """
+    rows, wanted = min(FEWEST_ROWS, len(inputs)), seconds / STEPS
     with unchanged(network):
-        few = inputs[:FEWEST_ROWS]
-        step_seconds(network, few, PLAIN, network)
-        taken = step_seconds(network, few, PLAIN, network)
-    rows = int(FEWEST_ROWS * seconds / STEPS / max(taken, 1e-9))
-    return max(min(FEWEST_ROWS, len(inputs)), min(rows, len(inputs)))
+        while True:
+            part = inputs[:rows]
+            taken = [step_seconds(network, part, PLAIN, network) for _ in range(2)][-1]
+            if GROWTH * taken > wanted or rows == len(inputs):
+                break
+            rows = min(GROWTH * rows, len(inputs))
+    fitting = int(rows * wanted / max(taken, 1e-9))
+    return max(min(FEWEST_ROWS, len(inputs)), min(fitting, len(inputs)))
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+CGROUPS = Path("/sys/fs/cgroup")
+PROCESSORS = Path("/sys/devices/system/cpu")
 INSTRUCTIONS = {
     "avx2": ("avx2",),
     "avx512": ("avx512f",),
@@ -19,8 +22,49 @@ INSTRUCTIONS = {
 
 
 def core_count() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use: by its affinity and its container's quota."""
+    return max(1, math.ceil(min(len(allowed()), quota())))
+
+
+def thread_count() -> int:
+    """Return how many threads should compute: one per physical core that this process may use."""
+    cores = {siblings(number) for number in allowed()}
+    return max(1, math.ceil(min(len(cores), quota())))
+
+
+def allowed() -> set[int]:
+    """Return the numbers of the logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def siblings(number: int, processors: Path = PROCESSORS) -> str:
+    """Return the logical processors of the core of one of them, e.g. `0,64`; itself if unknown."""
+    return first_line(processors / f"cpu{number}/topology/thread_siblings_list") or str(number)
+
+
+def quota(cgroups: Path | None = None) -> float:
+    """Return how many processors' time the container may use: inf where nothing limits it.
+
+    Reads `cpu.max` of control groups version 2, `cpu.cfs_quota_us` of version 1, as they are
+    mounted inside a container.
+    """
+    cgroups = cgroups or CGROUPS
+    limit, _, period = first_line(cgroups / "cpu.max").partition(" ")
+    if not limit:
+        limit = first_line(cgroups / "cpu/cpu.cfs_quota_us")
+        period = first_line(cgroups / "cpu/cpu.cfs_period_us")
+    known = limit.isdigit() and period.isdigit() and int(period) > 0
+    return int(limit) / int(period) if known else math.inf
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a file of the system; empty where there is none."""
+    try:
+        return path.read_text("utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def processor_name(cpuinfo: Path = CPUINFO) -> str:

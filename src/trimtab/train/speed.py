@@ -27,6 +27,7 @@ from trimtab.machine.probe import (
     ways_on,
 )
 from trimtab.machine.progress import say
+from trimtab.models.depthwise import quick_depthwise
 from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
@@ -84,7 +85,7 @@ def resolve_speed(
     """
     ways, budget = open_ways(recipe, inputs.device), budget_seconds or math.inf
     train_mode(network, freeze_norms=recipe.model.freeze_norms)
-    with sound_strides(network):
+    with sound_strides(network), quick_depthwise(network):
         speed = Speed(ways[0])
         network.to(memory_format=LAYOUTS[speed.way.layout])
         if len(ways) > 1:
