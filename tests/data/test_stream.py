@@ -282,3 +282,16 @@ def test_nothing_decoded_is_kept(jpegs: Photos, apart: Path) -> None:
     dataset = opened(jpegs({"a": 20, "b": 20}))
     assert cache.load(dataset.fingerprint) is None
     assert sum(path.stat().st_size for path in apart.rglob("*") if path.is_file()) < 10_000
+
+
+def test_a_run_says_which_pictures_got_lost_while_it_trained(jpegs: Photos, tmp_path: Path) -> None:
+    from trimtab.train.run import train
+
+    dataset = opened(jpegs({"a": 25, "b": 25}))
+    path_of(dataset, 5).unlink()
+    recipe = Recipe().override(model__name="cnn_small", train__epochs=1, train__precision="fp32",
+                               train__layout="contiguous", augment__flip=False)  # fmt: skip
+    run = train(dataset, recipe=recipe, out=tmp_path / "run")
+    found = {finding.name: finding for finding in run.findings}
+    assert found.keys() >= {"streamed", "lost_pictures"}
+    assert inputs_of(dataset).entries[5].id in found["lost_pictures"].message
