@@ -56,10 +56,9 @@ def test_budget_ends_a_training_that_has_epochs_left(
     tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe.override(train__epochs=100_000, train__patience=100_000)
-    run = train(tiny_dataset, recipe=recipe, budget=4, out=tmp_path / "r")
-    row = run.measured("train_seconds")
-    assert row is not None
-    assert 0.7 * 4 < row["value"] < 1.3 * 4
+    started = time.monotonic()
+    run = train(tiny_dataset, recipe=recipe, budget=8, out=tmp_path / "r")
+    assert 0.7 * 8 < time.monotonic() - started < 1.3 * 8
     rates = [r["lr"] for r in run.metrics if "lr" in r]
     assert rates[-1] < 0.2 * max(rates)
 

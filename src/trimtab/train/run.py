@@ -50,8 +50,9 @@ def train(
 
     `data` is what `check` takes; `model` a user's own module that takes float pixels normalised
     per channel (N, C, H, W) and returns logits (N, K); `budget` a duration such as "10m", which
-    ends the training within 10 % even where epochs are left. Raises TrimtabError; after Ctrl-C the
-    run is complete on disk and Interrupted is raised, after SIGTERM Preempted.
+    ends the training even where epochs are left; for a command it counts from its start. Raises
+    TrimtabError; after Ctrl-C the run is complete on disk and Interrupted is raised, after SIGTERM
+    Preempted.
     """
     recipe, started = as_recipe(recipe), began()
     seconds = parse_duration(budget) if budget is not None else None
@@ -210,8 +211,10 @@ def train_into(
 ) -> TrainResult:  # fmt: skip
     """Train the recipe's network and fill the started `run` with weights and measurements.
 
-    It goes on from the newest checkpoint in the run; a `resumable` one writes them.
+    It goes on from the newest checkpoint in the run; a `resumable` one writes them. The budget
+    counts from here.
     """
+    started = time.monotonic()
     write_json(run.path / "data.json", dataset.describe(run.path))
     if not (run.path / "findings.json").exists():
         write_json(run.path / "findings.json", [f.model_dump() for f in dataset.findings])
@@ -220,9 +223,12 @@ def train_into(
     if recipe.model.pretrained != FRESH and not has_checkpoint(run):
         run.record("pretrained", **start_from(network, recipe))
     set_first_weights(network, dataset.splits["train"], recipe)
-    recipe, left = recipe.override(**run.facts.get("settled", {})), budget_seconds
+    recipe = recipe.override(**run.facts.get("settled", {}))
     if recipe.augment.flip == "auto":
-        recipe, left = settle(run, network, dataset, recipe, seed=seed, seconds=budget_seconds)
+        recipe = settle(run, network, dataset, recipe, seed=seed, seconds=budget_seconds)
+    left = None
+    if budget_seconds is not None:
+        left = max(0.0, budget_seconds - (time.monotonic() - started))
     update_facts(run, budget_seconds=left, resumable=resumable)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
     resolved = recipe.override(**run.facts.get("resolved", {}))
@@ -234,15 +240,13 @@ def train_into(
 def settle(
     run: Run, network: nn.Module, dataset: Dataset, recipe: Recipe, *, seed: int,
     seconds: float | None,
-) -> tuple[Recipe, float | None]:  # fmt: skip
-    """Decide by trial whether to flip; return the settled recipe and the seconds left."""
-    started = time.monotonic()
+) -> Recipe:  # fmt: skip
+    """Decide by trial whether to flip, and write that down; return the settled recipe."""
     trial = FLIP_SHARE * seconds if seconds is not None else None
     recipe = settle_flip(network, dataset, recipe, run, seed=seed, budget_seconds=trial)
-    left = None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
-    update_facts(run, settled={"augment__flip": recipe.augment.flip}, budget_seconds=left,
+    update_facts(run, settled={"augment__flip": recipe.augment.flip},
                  ledger_bytes=length_of(run.path / LEDGER))  # fmt: skip
-    return recipe, left
+    return recipe
 
 
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:
