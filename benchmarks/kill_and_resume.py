@@ -37,7 +37,9 @@ from trimtab.train.steps import faults, step_folders
 SETTINGS = ("model.name=cnn_small", "train.epochs=4", "train.average=ema", "model.dropout=0.1",
             "train.precision=fp32", "train.layout=contiguous", "train.checkpoint_seconds=0.02",
             "augment.rotate=10")  # fmt: skip
-TIMED = {"seconds", "time", "train_seconds", "images_per_second", "eta", "eta_error"}
+TIMED = {"seconds", "time", "train_seconds", "images_per_second", "eta", "eta_error",
+         "step_seconds", "compile_seconds", "compiled"}  # fmt: skip
+TOLD = {"ledger_bytes", "resumed"}  # what a run says of its breaks
 MOST_KILLS_OF_A_CHAIN = 5
 NOTES = """`trimtab train` on 200 handwritten digits, killed, then repeated or resumed in turns
 until done. `equal` compares each tensor of the last checkpoint (weights, optimizer, average, best,
@@ -223,11 +225,12 @@ def state_of(run: Run) -> dict[str, Any]:
     tensors = {f"{group}/{name}": value for group in newest.groups
                for name, value in newest.tensors(group).items()}  # fmt: skip
     facts = {key: newest.facts[key] for key in newest.facts.keys() - TIMED - {"logged_bytes"}}
+    facts["log"] = untimed(facts["log"])
     rows = {name: [untimed(row) for row in read_jsonl(run.path / name) if kept(row)]
             for name in ("metrics.jsonl", "ledger.jsonl")}  # fmt: skip
     files = {name: (run.path / name).read_bytes() for name in ("weights.safetensors", "recipe.yaml",
              "data.json", "findings.json")}  # fmt: skip
-    told = {key: value for key, value in run.facts.items() if key != "ledger_bytes"}
+    told = {key: value for key, value in run.facts.items() if key not in TOLD}
     return {**tensors, **rows, **files, "facts": facts, "run.json": told}
 
 

@@ -22,6 +22,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def own_output() -> Any:
+    """Leave what a command line told of its output to the test that ran it."""
+    from trimtab.machine import progress
+
+    before = vars(progress.OUTPUT).copy()
+    yield
+    vars(progress.OUTPUT).update(before)
+
+
 def write_digits(folder: Path, per_class: int) -> Path:
     """Write `per_class` scans of each digit as class folders of 8x8 PNGs."""
     from sklearn.datasets import load_digits

@@ -39,7 +39,7 @@ def script(artifact: Artifact, *arguments: str, name: str = "predict.py", **more
     """Run a script of the artifact with everything but onnxruntime, numpy and Pillow hidden."""
     code = WITHOUT_TORCH.format(script=str(artifact.path / name), folder=str(artifact.path),
                                 arguments=list(arguments))  # fmt: skip
-    return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-I", "-B", "-c", code], capture_output=True, text=True,
                           encoding="utf-8", timeout=100, check=False, **more)  # fmt: skip
 
 

@@ -14,7 +14,14 @@ from trimtab.errors import MachineError
 from trimtab.machine.progress import say
 from trimtab.records.files import length_of, read_json, rewind
 from trimtab.records.recipe import Recipe
-from trimtab.records.run import METRICS, Run, changed_environment, environment, update_facts
+from trimtab.records.run import (
+    LEDGER,
+    METRICS,
+    Run,
+    changed_environment,
+    environment,
+    update_facts,
+)
 from trimtab.records.sections import FRESH
 from trimtab.train.checkpoint import Checkpoint, Checkpoints
 from trimtab.train.log import Best, Clock, Log
@@ -109,10 +116,9 @@ def keeper(
         return
     if "begun" not in log.run.facts:
         threads = torch.get_num_threads()
-        update_facts(log.run, begun=logged_bytes(log.run), threads=threads, resolved={
-            "train__precision": settings.way.precision, "train__layout": settings.way.layout,
-            "train__batch_size": settings.batch_size, "train__compile": settings.way.compiled,
-        })  # fmt: skip
+        known = length_of(log.run.path / LEDGER)  # what was measured before stays
+        update_facts(log.run, begun=logged_bytes(log.run), ledger_bytes=known, threads=threads,
+                     resolved=resolved(settings))  # fmt: skip
     every = recipe.train.checkpoint_seconds
     with Checkpoints(log.run.path / FOLDER, every_seconds=every) as kept.checkpoints:
         found = kept.checkpoints.newest()
@@ -126,6 +132,14 @@ def keeper(
             if recipe.model.pretrained != FRESH:
                 kept.save()  # from here on the run does without the file
         yield kept
+
+
+def resolved(settings: Settings) -> dict[str, Any]:
+    """Return the choices that were left open, as overrides of the recipe."""
+    return {
+        "train__precision": settings.way.precision, "train__layout": settings.way.layout,
+        "train__batch_size": settings.batch_size, "train__compile": settings.way.compiled,
+    }  # fmt: skip
 
 
 def tell_changes(run: Run) -> None:

@@ -221,7 +221,9 @@ def train_into(
     seed_everything(seed)
     network = build(dataset.schema, recipe, model)
     if recipe.model.pretrained != FRESH and not has_checkpoint(run):
-        run.record("pretrained", **start_from(network, recipe))
+        source = start_from(network, recipe)
+        if "begun" not in run.facts:
+            run.record("pretrained", **source)
     set_first_weights(network, dataset.splits["train"], recipe)
     recipe = recipe.override(**run.facts.get("settled", {}))
     if recipe.augment.flip == "auto":
