@@ -20,6 +20,7 @@ from torchvision import transforms
 
 from trimtab.data.dataset import Split, open_dataset
 from trimtab.data.feed import Feed
+from trimtab.machine.memory import kept_memory
 from trimtab.measure.stats import bootstrap_ratio
 from trimtab.records.recipe import Recipe
 from trimtab.records.sections import AugmentSection
@@ -77,9 +78,15 @@ def split_of(folder: Path, storage: str) -> Split:
 
 
 def epoch_of(split: Split) -> Callable[[int], Iterator[torch.Tensor]]:
-    """Return what yields the inputs of an epoch by its number."""
+    """Return what yields the inputs of an epoch by its number, memory kept as in a training."""
     feed = Feed(split, AUGMENT, batch_size=BATCH, seed=0, classes=10)
-    return lambda number: (batch.inputs for batch in feed.epoch(number))
+
+    def epoch(number: int) -> Iterator[torch.Tensor]:
+        with kept_memory():
+            for batch in feed.epoch(number):
+                yield batch.inputs
+
+    return epoch
 
 
 def contestants(folder: Path) -> Contestants:

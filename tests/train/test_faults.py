@@ -19,7 +19,7 @@ from trimtab.models.build import load
 from trimtab.records.recipe import read_recipe
 from trimtab.records.run import Run, list_runs
 from trimtab.train import loop
-from trimtab.train.log import Log
+from trimtab.train.log import Clock, Log
 from trimtab.train.run import resume, train
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -153,6 +153,16 @@ def test_forecasts_of_the_end_are_scored_in_the_ledger(tiny_run: Run) -> None:
     assert row is not None
     assert {"at_0.1", "at_0.25", "at_0.5"} <= row.keys()
     assert row["value"] == max((row[key] for key in row if key.startswith("at_")), key=abs)
+
+
+def test_the_end_is_told_by_the_work_that_growing_pictures_leave() -> None:
+    clock = Clock(None, total_steps=100, step=50, sides=(0.5, 1.0))
+    assert clock.done == pytest.approx(0.25 / 1.25)
+    clock.step = 75
+    assert clock.done == pytest.approx((0.25 + 0.5) / 1.25)
+    clock.step = 100
+    assert clock.done == pytest.approx(1)
+    assert Clock(None, total_steps=100, step=50).done == 0.5
 
 
 # What each recipe computes

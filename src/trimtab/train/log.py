@@ -30,7 +30,8 @@ class Clock:
     """How far a training is: by steps, or by time where the budget is the tighter bound.
 
     `step` counts updates and `epoch` the epochs that were evaluated; `reserved` seconds are kept
-    for the last evaluations; `earlier` were used before the training was resumed.
+    for the last evaluations; `earlier` were used before the training was resumed; `sides` are those
+    of the pictures, as in `train.resolution`.
     """
 
     budget_seconds: float | None
@@ -39,6 +40,7 @@ class Clock:
     epoch: int = 0
     earlier: float = 0.0
     reserved: float = 0.0
+    sides: tuple[float, ...] = ()
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -54,6 +56,15 @@ class Clock:
             by_time = self.seconds / max(1e-9, self.budget_seconds - self.reserved)
         return min(1.0, max(self.step / self.total_steps, by_time))
 
+    @property
+    def done(self) -> float:
+        """Share of the work done in [0, 1], by which the end is told: small pictures are quick."""
+        if self.budget_seconds is not None or not self.sides:
+            return self.progress
+        phase = self.progress * len(self.sides)
+        areas = [side**2 * min(1.0, max(0.0, phase - n)) for n, side in enumerate(self.sides)]
+        return sum(areas) / sum(side**2 for side in self.sides)
+
     def reserve(self, evaluation_seconds: float) -> None:
         """Keep time for what comes after the last step: evaluations and saving."""
         wanted = 2 * FINAL_EVALUATIONS * evaluation_seconds + SAVING_SECONDS
@@ -68,9 +79,11 @@ class Forecast:
 
     def note(self, clock: Clock) -> None:
         """Remember the forecast of the first step beyond each of FORECASTS."""
-        done = clock.progress
-        if len(self.told) < len(FORECASTS) and done >= FORECASTS[len(self.told)]:
-            self.told[f"{FORECASTS[len(self.told)]:g}"] = clock.seconds / done
+        if len(self.told) == len(FORECASTS):
+            return
+        share, done = FORECASTS[len(self.told)], clock.done
+        if done >= share:
+            self.told[f"{share:g}"] = clock.seconds / done
 
     def errors(self, seconds: float) -> dict[str, float]:
         """Return how far each forecast of what was left was off, as a share of what was left."""

@@ -60,7 +60,7 @@ def train_network(
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     steps, stalled = len(feed), False
-    clock.total_steps = steps * recipe.train.epochs
+    clock.total_steps, clock.sides = steps * recipe.train.epochs, settings.resolution
     if budget_seconds is None:
         log.pace(steps, clock.total_steps)
     else:
@@ -84,7 +84,7 @@ def train_network(
                 if log.due(clock.step):
                     log.step(clock, value.item())
                 if bar.due():
-                    bar.update(clock.progress, log.note(best))
+                    bar.update(clock.done, log.note(best))
                 ending = clock.progress >= 1 or stop.requested
                 if ending or kept.due():
                     kept.save(last=ending)
