@@ -20,6 +20,7 @@ from torch.nn import functional
 import trimtab as tt
 from trimtab.data.dataset import Batch, Dataset, open_dataset
 from trimtab.data.feed import Feed
+from trimtab.machine.memory import kept_memory
 from trimtab.measure.stats import bootstrap_ratio
 from trimtab.models.build import build
 from trimtab.models.depthwise import quick_depthwise
@@ -65,7 +66,7 @@ def plain(network: nn.Module, dataset: Dataset, batch: int) -> Steps:
     split = dataset.splits["train"]
     pixels = torch.from_numpy(np.array(split.inputs)).permute(0, 3, 1, 2).float().contiguous()
     targets = torch.from_numpy(np.array(split.targets))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
     order = torch.randperm(len(targets))
     place = count()
 
@@ -90,7 +91,7 @@ def resolved(network: nn.Module, dataset: Dataset, chosen: tt.Recipe) -> tuple[S
     clock, batches = Clock(None, total_steps=10**6), endless(feed, settings.batch_size)
 
     def steps(number: int) -> None:
-        with sound_strides(network), quick_depthwise(network):
+        with kept_memory(), sound_strides(network), quick_depthwise(network):
             for _ in range(number):
                 set_rate(settings, clock.progress)
                 train_step(network, next(batches), settings, clock)

@@ -13,7 +13,7 @@ from trimtab.data.dataset import Split
 from trimtab.data.draw import Draw
 from trimtab.data.pictures import Pictures
 from trimtab.data.reader import Reader
-from trimtab.data.warp import Moves, Places, moved, places, widened
+from trimtab.data.warp import Moves, Places, mirrored, moved, places, widened
 
 MOST_BYTES = 1_000_000_000
 SHARE = 4  # at most one part in so many of the memory
@@ -99,6 +99,8 @@ class Store:
         """Move the pictures (n, H, W, C) of a batch."""
         if not self.moving:
             return pixels
+        if not any(self.border) and not self.moves.flip_vertical:
+            return mirrored(pixels, draw, self.moves.flip)
         own = torch.arange(len(pixels), device=self.device)
         return moved(self.laid_out(pixels), own, self.places(draw), self.border)
 
