@@ -31,11 +31,11 @@ TARGET, MODEL, BATCH, WORKERS = 0.85, "wcnn_small", 128, 2
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-def ours(data: Dataset, recipe: Recipe, seed: int) -> tuple[float, float]:
+def ours(folder: Path, data: Dataset, recipe: Recipe, seed: int) -> tuple[float, float]:
     """Return the seconds of `trimtab.train` and the test accuracy of what it leaves."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
-        run = tt.train(data, recipe=recipe, seed=seed, out=Path(folder) / "run")
+        run = tt.train(folder, recipe=recipe, seed=seed, out=Path(place) / "run")
         seconds = time.perf_counter() - started
         network = tt.load(run)
     test = data.splits["test"]
@@ -114,7 +114,7 @@ def main() -> None:
     data = open_dataset(folder, recipe)
     fast, slow = [], []
     for seed in range(options.seeds):
-        turns = [lambda seed=seed: fast.append(ours(data, recipe, seed)),
+        turns = [lambda seed=seed: fast.append(ours(folder, data, recipe, seed)),
                  lambda seed=seed: slow.append(plain(folder, data, options.plain_epochs,
                                                      options.plain_rate, seed))]  # fmt: skip
         for turn in turns[:: 1 if seed % 2 == 0 else -1]:

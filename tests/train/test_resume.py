@@ -207,7 +207,7 @@ def test_extension_that_fails_leaves_the_finished_run_finished(
     tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
-    weights = run.weights.read_bytes()
+    weights, facts, recipe = run.weights.read_bytes(), run.facts, run.recipe
 
     def diverges(*given: Any) -> Any:
         raise DivergedError("step 99: the loss is nan, not finite")
@@ -218,6 +218,22 @@ def test_extension_that_fails_leaves_the_finished_run_finished(
     assert run.facts["status"] == "finished"
     assert run.weights.read_bytes() == weights
     assert run.measured("accuracy")
+    assert run.facts == facts
+    assert run.recipe == recipe
+
+
+def test_broken_off_extension_leaves_the_finished_run_finished(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+
+    def broken_off(*given: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "resolve", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        resume(run, data=tiny_dataset, epochs=9)
+    assert run.facts["status"] == "finished"
 
 
 def test_moved_run_resumes(

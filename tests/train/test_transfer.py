@@ -201,6 +201,24 @@ def test_same_command_resumes_by_the_name_of_its_weights(
     assert train(tiny_dataset, recipe=recipe, out=out).facts["status"] == "finished"
 
 
+def test_killed_before_its_first_checkpoint_the_same_command_starts_from_the_same_weights(
+    tiny_dataset: Any, tiny_recipe: Recipe, weights: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    recipe, out = recipe_of(tiny_recipe, weights), tmp_path / "r"
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        with pytest.raises(RuntimeError, match="by the test"):
+            train(tiny_dataset, recipe=recipe, out=out)
+    for whole_one in (out / "checkpoints").iterdir():
+        whole_one.rename(whole_one.with_name("step-00000000.0123abcd.tmp"))
+    run = train(tiny_dataset, recipe=recipe, out=out)
+    one, two = load_file(whole.weights), load_file(run.weights)
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+    assert [row["what"] for row in run.ledger].count("pretrained") == 1
+
+
 def test_missing_weights_leave_no_run_and_no_training_from_fresh_ones(
     tiny_dataset: Any, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:

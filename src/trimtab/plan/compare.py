@@ -110,8 +110,7 @@ def begin(
     if is_run(path):
         require_same(Run(path), dataset, recipe, **told)
         return reopened(Contest(Run(path), dataset, Run(path).recipe, budget, seeds, members))
-    run = start_run(path, kind="compare", label=label_of(data), recipe=recipe, seed=seeds[0])
-    update_facts(run, **told)
+    run = start_run(path, kind="compare", label=label_of(data), recipe=recipe, **told)
     write_json(path / "data.json", dataset.describe(path))
     write_json(path / "findings.json", [f.model_dump() for f in dataset.findings])
     return Contest(run, dataset, recipe, budget, seeds, members)

@@ -145,9 +145,10 @@ def trained(contest: Contest, member: Member, seed: int) -> Run:
     recipe = contest.recipe.override(model__name=member.name)
     run = Run(path)
     if not is_run(path):
-        run = start_run(path, kind="train", label=member.name, recipe=recipe, seed=seed)
-        update_facts(run, budget=contest.share_seconds, budget_seconds=contest.share_seconds)
-        train_into(run, contest.dataset, recipe, budget_seconds=contest.share_seconds, seed=seed)
+        share = contest.share_seconds
+        run = start_run(path, kind="train", label=member.name, recipe=recipe, seed=seed,
+                        budget=share, budget_seconds=share)  # fmt: skip
+        train_into(run, contest.dataset, recipe, budget_seconds=share, seed=seed)
     elif run.facts.get("status") != "finished":
         go_on(run, contest.dataset, recipe, model=None)
     if run.facts["status"] == "interrupted":

@@ -15,7 +15,14 @@ from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.machine.progress import began
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
 from trimtab.models.pretrained import require_named, start_from
-from trimtab.records.files import length_of, locked, rewind, write_json, write_text
+from trimtab.records.files import (
+    length_of,
+    locked,
+    rewind,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     LEDGER,
@@ -36,6 +43,7 @@ from trimtab.train.flip import settle_flip
 from trimtab.train.initial import set_first_weights
 from trimtab.train.keep import FOLDER
 from trimtab.train.loop import TrainResult, train_network
+from trimtab.train.steps import step_folders
 
 SMALL_SIDE = 64
 FLIP_SHARE = 0.15
@@ -62,14 +70,15 @@ def train(
         require_unfinished(path)
         dataset = open_dataset(data, recipe, seed=seed)
         recipe = with_model(recipe, dataset.schema, model)
+        spent = time.monotonic() - started
         if is_run(path):
-            again(Run(path), dataset, recipe, model=model, seed=seed, budget=seconds)
+            again(Run(path), dataset, recipe, model=model, seed=seed, budget=seconds, spent=spent)
         else:
             write_json(path / "data.json", dataset.describe(path))
             run = start_run(path, kind="train", label=recipe.model.name, recipe=recipe, seed=seed,
                             budget=seconds, budget_seconds=seconds)  # fmt: skip
-            left = None if seconds is None else max(0.0, seconds - time.monotonic() + started)
-            train_into(run, dataset, recipe, model=model, budget_seconds=left, seed=seed)
+            train_into(run, dataset, recipe, model=model, budget_seconds=without(seconds, spent),
+                       seed=seed)  # fmt: skip
     return ended(Run(path))
 
 
@@ -98,8 +107,6 @@ def resume(
     with stoppable(), locked(run.path):
         dataset = dataset_of(run, data)
         build(dataset.schema, recipe)  # a model that is not here is told before a change
-        if run.facts.get("status") == "finished":
-            update_facts(run, budget_seconds=None)  # more epochs are what is asked for now
         go_on(run, dataset, recipe, model=model)
     return ended(run)
 
@@ -119,16 +126,21 @@ def require_resumable(run: Run, epochs: int | None) -> None:
 
 def has_checkpoint(run: Run) -> bool:
     """Return whether a training can go on from where it was."""
-    return any((run.path / FOLDER).glob("step-*"))
+    folder = run.path / FOLDER
+    return folder.is_dir() and bool(step_folders(folder))
 
 
 def again(
     run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None, seed: int,
-    budget: float | None,
+    budget: float | None, spent: float,
 ) -> None:  # fmt: skip
-    """Resume an unfinished run by the command that began it; raises UsageError for another one."""
+    """Resume an unfinished run by the command that began it, `spent` seconds after it was called.
+
+    Raises UsageError for another command.
+    """
     require_same(run, dataset, recipe, seed=seed, budget=budget)
-    go_on(run, dataset, run.recipe, model=model)
+    found = run.recipe.override(model__pretrained=recipe.model.pretrained)  # with its whole path
+    go_on(run, dataset, found, model=model, spent=spent)
 
 
 def require_same(run: Run, dataset: Dataset, recipe: Recipe, **told: Any) -> None:
@@ -147,21 +159,36 @@ def require_same(run: Run, dataset: Dataset, recipe: Recipe, **told: Any) -> Non
                          "choose another folder with --out, or resume it as it is")  # fmt: skip
 
 
-def go_on(run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None) -> None:
-    """Train on in a run folder, as its first training was told to."""
+def go_on(
+    run: Run, dataset: Dataset, recipe: Recipe, *, model: nn.Module | None, spent: float = 0.0
+) -> None:
+    """Train on in a run folder, as its first training was told to.
+
+    `spent` seconds count against a budget that no training has begun to use. An ended run that
+    does not come to another end stays what it was.
+    """
     before = run.facts
     facts = {key: value for key, value in before.items() if key != "status"}
+    known = {}
     if "status" in before:
         facts["ledger_bytes"] = length_of(run.path / LEDGER)
+        known = {name: (run.path / name).read_bytes() for name in ("recipe.yaml", "run.json")}
+    if before.get("status") == "finished":
+        facts["budget_seconds"] = None  # more epochs are what is asked for now
     write_json(run.path / "run.json", facts)
     rewind(run.path / LEDGER, facts.get("ledger_bytes", 0))  # else each end would stand there twice
+    left = without(facts.get("budget_seconds"), 0.0 if "begun" in facts else spent)
     try:
-        train_into(run, dataset, recipe, model=model, budget_seconds=facts.get("budget_seconds"),
-                   seed=facts["seed"])  # fmt: skip
-    except Exception:
-        if "status" in before:
-            update_facts(run, status=before["status"])  # its weights are as they were
+        train_into(run, dataset, recipe, model=model, budget_seconds=left, seed=facts["seed"])
+    except BaseException:
+        for name, content in known.items():  # the facts last
+            write_bytes(run.path / name, content)
         raise
+
+
+def without(seconds: float | None, spent: float) -> float | None:
+    """Return what is left of a budget, if there is one."""
+    return None if seconds is None else max(0.0, seconds - spent)
 
 
 def ended(run: Run) -> Run:
@@ -222,15 +249,13 @@ def train_into(
     network = build(dataset.schema, recipe, model)
     if recipe.model.pretrained != FRESH and not has_checkpoint(run):
         source = start_from(network, recipe)
-        if "begun" not in run.facts:
+        if run.measured("pretrained") is None:
             run.record("pretrained", **source)
     set_first_weights(network, dataset.splits["train"], recipe)
     recipe = recipe.override(**run.facts.get("settled", {}))
     if recipe.augment.flip == "auto":
         recipe = settle(run, network, dataset, recipe, seed=seed, seconds=budget_seconds)
-    left = None
-    if budget_seconds is not None:
-        left = max(0.0, budget_seconds - (time.monotonic() - started))
+    left = without(budget_seconds, time.monotonic() - started)
     update_facts(run, budget_seconds=left, resumable=resumable)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
     resolved = recipe.override(**run.facts.get("resolved", {}))
@@ -254,7 +279,7 @@ def settle(
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:
     """Write the weights, what was measured, and which pictures got lost on the way."""
     save_weights(network, run.weights)
-    if lost := dataset.lost:
+    if lost := [finding for finding in dataset.lost if finding not in run.findings]:
         found = [*run.findings, *lost]
         write_json(run.path / "findings.json", [finding.model_dump() for finding in found])
     macs, params = macs_and_params(network, dataset.schema)
