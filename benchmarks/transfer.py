@@ -118,7 +118,9 @@ def main() -> None:
         f"part of CIFAR-10. mobilenet_v2 rows: 1,200 photos of ten classes at {options.side} px, "
         f"at most {options.budget} of training and {options.epochs} epochs each, in turns, with "
         "recipes/transfer.yaml or from fresh weights at the usual rate; the 800 test photos were "
-        f"opened once per training. Mean test accuracy {', '.join(means)}.",
+        "opened once per training. The ten classes, Imagenette's, are part of ImageNet's thousand, "
+        "which the pretrained weights have learnt; they may have seen some of these very photos. "
+        f"Mean test accuracy {', '.join(means)}.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from trimtab.data import cache, pictures, reader, streamed
-from trimtab.data.dataset import Batch, Dataset, open_dataset
+from trimtab.data.dataset import Batch, Dataset, dataset_of, open_dataset
 from trimtab.data.feed import Feed
 from trimtab.data.pictures import Pictures
 from trimtab.errors import DataError
+from trimtab.records.files import write_json
 from trimtab.records.recipe import Recipe
+from trimtab.records.run import Run, start_run
 from trimtab.records.sections import AugmentSection
 
 SIDE = 16
@@ -295,3 +298,88 @@ def test_a_run_says_which_pictures_got_lost_while_it_trained(jpegs: Photos, tmp_
     found = {finding.name: finding for finding in run.findings}
     assert found.keys() >= {"streamed", "lost_pictures"}
     assert inputs_of(dataset).entries[5].id in found["lost_pictures"].message
+    assert dataset_of(run).fingerprint == dataset.fingerprint
+
+
+def run_on(dataset: Dataset, path: Path) -> Run:
+    run = start_run(path, kind="train", label="x", recipe=Recipe(), seed=0)
+    write_json(path / "data.json", dataset.describe(path))
+    return run
+
+
+@pytest.mark.parametrize("fault", ["gone", "new", "noticed", "unnoticed"])
+def test_pictures_that_are_others_than_a_run_was_made_with_are_named(
+    jpegs: Photos, tmp_path: Path, noise: Any, apart: Path, fault: str
+) -> None:
+    dataset = opened(jpegs({"a": 25, "b": 25}))
+    run = run_on(dataset, tmp_path / "run")
+    shutil.rmtree(apart)
+    assert dataset_of(run).fingerprint == dataset.fingerprint
+    path, name = path_of(dataset, 5), inputs_of(dataset).entries[5].id
+    if fault == "gone":
+        path.unlink()
+        told = f"1 picture missing or unreadable: {name} "
+    else:
+        path = path.with_name("new.png") if fault == "new" else path
+        Image.fromarray(noise(999, 40, 50)).save(path)
+        told = {"new": f"1 picture new: {Path(name).parent / 'new.png'} ",
+                "noticed": f"1 picture lost while it trained: {name} ",
+                "unnoticed": "pictures of the same names have other contents"}[fault]  # fmt: skip
+    if fault == "noticed":
+        assert dataset.splits["train"].inputs[5].any()
+        write_json(run.path / "findings.json", [one.model_dump() for one in dataset.lost])
+    if fault != "new":
+        shutil.rmtree(apart)
+    with pytest.raises(DataError, match=told):
+        dataset_of(run)
+
+
+def test_a_run_goes_on_without_the_few_pictures_that_were_lost_since(
+    jpegs: Photos, tmp_path: Path, noise: Any
+) -> None:
+    dataset = opened(jpegs({"a": 25, "b": 25}))
+    run, (gone, changed, touched) = run_on(dataset, tmp_path / "run"), (3, 8, 9)
+    whole = dataset.splits["train"].inputs[:]
+    path_of(dataset, gone).unlink()
+    Image.fromarray(noise(999, 40, 50)).save(path_of(dataset, changed))
+    os.utime(path_of(dataset, touched), ns=(1, 1))
+    for given in (None, tmp_path / "photos"):
+        again = dataset_of(run, given)
+        assert again.describe(run.path) == run.data
+        found = again.splits["train"].inputs[:]
+        kept = [row for row in range(len(whole)) if row not in (gone, changed, touched)]
+        np.testing.assert_array_equal(found[kept], whole[kept])
+        faults = {inputs_of(again).entries[row].id for row in (gone, changed, touched)}
+        assert {row["id"] for row in again.lost[0].evidence["samples"]} == faults
+        for row in (gone, changed, touched):
+            number = next(at for at in inputs_of(again).candidates(row) if at in kept)
+            np.testing.assert_array_equal(found[row], whole[number])
+    for row in (11, 12, 13):
+        path_of(dataset, row).unlink()
+    with pytest.raises(DataError, match=r"4 pictures missing or unreadable"):
+        dataset_of(run)
+
+
+def test_labels_and_splits_that_are_others_are_not_taken_for_lost_pictures(
+    jpegs: Photos, tmp_path: Path
+) -> None:
+    folder = jpegs({"a": 25, "b": 25})
+    rows = [f"{each.parent.name}/{each.name},{each.parent.name},train"
+            for each in sorted(folder.rglob("*.*"))]  # fmt: skip
+    table = folder / "labels.csv"
+
+    def write(*changes: tuple[int, str, str]) -> None:
+        lines = list(rows)
+        for row, old, new in changes:
+            lines[row] = lines[row].replace(old, new)
+        table.write_text("\n".join(["path,label,split", *lines]))
+
+    write()
+    dataset = opened(table)
+    run = run_on(dataset, tmp_path / "run")
+    (folder / rows[0].partition(",")[0]).unlink()
+    assert dataset_of(run).fingerprint == dataset.fingerprint
+    for change in ((1, ",a,", ",b,"), (1, ",train", ",valid")):
+        write(change)
+        with pytest.raises(DataError, match="not what the run was made with"):
+            dataset_of(run)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision import models
 
 from trimtab.errors import MachineError, UsageError
-from trimtab.models.build import Network, build
+from trimtab.models import pretrained
+from trimtab.models.build import Network, build, save_weights
 from trimtab.models.depth import depths_of, head_of
 from trimtab.models.image import find_model
-from trimtab.models.pretrained import require_named, start_from
-from trimtab.models.published import file_of, published
+from trimtab.models.libraries import torchvision_model
+from trimtab.models.pretrained import fitted, require_named, source_of, start_from
+from trimtab.models.published import IMAGENET, file_of, published
 from trimtab.models.tensors import read_tensors
+from trimtab.records.files import write_json
 from trimtab.records.recipe import Recipe
 from trimtab.records.schema import Schema
 
@@ -196,6 +202,66 @@ def test_weights_of_the_other_librarys_model_of_that_name_say_how_to_name_it(
     assert "torchvision.efficientnet_b0" in caught.value.hint
 
 
+def folder_of_run(path: Path, schema: Schema) -> Path:
+    """Write what of a run is read where its weights are taken."""
+    path.mkdir()
+    write_json(path / "run.json", {"kind": "train"})
+    write_json(path / "data.json", {"schema": schema.model_dump(mode="json")})
+    save_weights(build(schema, Recipe().override(model__name="cnn_small")),
+                 path / "weights.safetensors")  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [("acbdefghij", "class 2 is 'c', in the data 'b'"),
+     ("abcdefghix", "class 10 is 'x', in the data 'j'"),
+     ("abc", "it has 3, the data have 10")],
+    ids=["order", "names", "number"],
+)  # fmt: skip
+def test_head_of_a_run_is_kept_for_its_own_classes_only(
+    colour: Schema, tmp_path: Path, classes: str, told: str
+) -> None:
+    other = colour.model_copy(update={"classes": tuple(classes)})
+    recipe = recipe_for(folder_of_run(tmp_path / "other", other), keep_head=True)
+    with pytest.raises(UsageError, match=told):
+        started(colour, recipe)
+    started(colour, recipe_for(tmp_path / "other"))
+    started(colour, recipe_for(folder_of_run(tmp_path / "same", colour), keep_head=True))
+
+
+@pytest.mark.parametrize("name", ["densenet121", "googlenet", "inception_v3"])
+def test_published_files_fit_whose_names_are_old_or_which_hold_more_heads(
+    colour: Schema, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    beside = {} if name == "densenet121" else {"aux_logits": True, "init_weights": False}
+    with torch.device("meta"):  # names and shapes are enough
+        body = torchvision_model(name, colour)
+        state = models.get_model(name, weights=None, **beside).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))", r"\1.", key): value
+           for key, value in state.items()}  # fmt: skip
+    assert old.keys() != body.state_dict().keys()
+    monkeypatch.setattr(pretrained, "read_tensors", lambda path: old)
+    monkeypatch.setattr(pretrained, "file_of", lambda *given, **more: Path("w.pth"))
+    for word in ("cache", "w.pth"):
+        source = source_of(recipe_for(word, f"torchvision.{name}"))
+        found = fitted(body, source, keep_head=False, model=name)
+        head = head_of(body)[0] + "."
+        assert found.keys() == {key for key in body.state_dict() if not key.startswith(head)}
+
+
+@pytest.mark.parametrize("kind", [models.GoogLeNet, models.Inception3])
+def test_pixels_of_torchvisions_inceptions_are_what_their_own_transform_makes_them(
+    kind: Any,
+) -> None:
+    pixels = torch.rand(2, 3, 4, 4)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in IMAGENET)
+    own = kind._transform_input(SimpleNamespace(transform_input=True), (pixels - mean) / std)
+    for name in ("googlenet", "torchvision.inception_v3"):
+        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in published(name).statistics)
+        torch.testing.assert_close((pixels - mean) / std, own)
+
+
 def test_grey_pictures_see_what_the_filters_saw_in_their_colour_copies(
     colour: Schema, grey: Schema, tmp_path: Path
 ) -> None:
@@ -233,6 +299,23 @@ def test_pictures_are_normalised_as_for_the_weights(colour: Schema, tmp_path: Pa
     told = started(colour, recipe_for(path, mean=[0.5], std=[0.25])).normalize
     assert told.mean.flatten().tolist() == [127.5] * 3
     assert told.std.flatten().tolist() == [63.75] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("cnn_small", r"as for ImageNet \(model\.mean 0\.485 0\.456 0\.406, model\.std 0\.229 "),
+     ("test_resnet", r"as for the default weights of test_resnet \(model\.mean 0\.5 0\.5 0\.5, ")],
+)  # fmt: skip
+def test_statistics_that_a_file_does_not_tell_are_told(
+    colour: Schema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(pretrained, "say", said.append)
+    path = write_as(".safetensors", body_state(colour, name), tmp_path / "w.safetensors")
+    started(colour, recipe_for(path, name))
+    assert re.search(told, said[-1])
+    started(colour, recipe_for(path, name, mean=[0.5], std=[0.25]))
+    assert "normalised" not in said[-1]
 
 
 def test_a_runs_own_normalisation_comes_with_its_weights(colour: Schema, tmp_path: Path) -> None:
@@ -298,6 +381,23 @@ def test_timms_weights_come_from_the_cache_of_the_hub(
     state = body_state(colour, "test_resnet")
     save_file(state, folder / "snapshots" / "abc" / "model.safetensors")
     assert_taken(started(colour, recipe), state, head="fc.")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_copy_of_weights_that_are_not_the_default_is_to_be_told_its_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    hints = []
+    for word in ("cache:ra4_e3600_r224_in1k", "cache"):
+        with pytest.raises(UsageError, match="is not in the cache of the hub") as caught:
+            source_of(recipe_for(word, "mobilenetv3_large_100"))
+        hints.append(caught.value.hint)
+    assert "with model.mean: [0.5, 0.5, 0.5] and model.std: [0.5, 0.5, 0.5]" in hints[0]
+    assert "model.mean" not in hints[1]
 
 
 def test_weights_are_fetched_only_where_that_is_asked_for(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import trimtab as tt
@@ -206,6 +207,46 @@ def test_a_budget_too_small_for_any_says_what_it_would_need(tmp_path: Path) -> N
     assert len(enough.alive) == 2
 
 
+# Pretrained weights
+
+
+def test_flip_is_tried_with_the_weights_that_a_training_starts_from(
+    tmp_path: Path, tiny_dataset: Any, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[dict[str, Tensor]] = []
+
+    def settled(network: Any, dataset: Any, recipe: Recipe, run: Any, **rest: Any) -> Recipe:
+        tried.append(network.state_dict())
+        return recipe.override(augment__flip=True)
+
+    monkeypatch.setattr(rounds, "settle_flip", settled)
+    made = contest(tmp_path, 100, {"cnn_small": 1000.0})
+    made.dataset = tiny_dataset
+    made.recipe = Recipe().override(model__pretrained=str(tiny_run.path))
+    rounds.flip_stage(made)
+    assert made.recipe.augment.flip is True
+    wanted = load_file(tiny_run.weights)
+    assert torch.equal(tried[0]["body.stem.conv.weight"], wanted["body.stem.conv.weight"])
+
+
+def test_models_may_each_start_from_what_their_library_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints"
+    place.mkdir(parents=True)
+    (place / "shufflenetv2_x0.5-f707e7126e.pth").write_bytes(b"weights")
+    members = members_of(["shufflenet_v2_x0_5", "mobilenet_v2"])
+    cached, fetched = (Recipe().override(model__pretrained=each) for each in ("cache", "download"))
+    with pytest.raises(UsageError, match=r"mobilenet_v2 cannot start from cache: .*mobilenet_v2-"):
+        room.require_comparable(cached, members, 0, 1)
+    room.require_comparable(fetched, members, 0, 1)
+    (place / "mobilenet_v2-7ebf99e0.pth").write_bytes(b"weights")
+    room.require_comparable(cached, members, 0, 1)
+    with pytest.raises(UsageError, match="cannot start from download: nobody publishes"):
+        room.require_comparable(fetched, members_of(["mobilenet_v2", "cnn_small"]), 0, 1)
+
+
 # Whole comparisons
 
 
@@ -369,6 +410,8 @@ def test_a_run_that_is_no_comparison_is_not_gone_on_with(
         ({"models": "cnn_small,resnet88"}, "resnet88"), ({"seeds": 0}, "seeds is 0"),
         ({"recipe": Recipe().override(model__name="resnet8")}, "names model 'resnet8'"),
         ({"recipe": Recipe().override(train__loss="nosuch")}, "nosuch"),
+        ({"recipe": Recipe().override(model__pretrained="w.npz")}, "w.npz holds weights of one"),
+        ({"recipe": Recipe().override(model__pretrained="cache")}, "cnn_small cannot start from"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_leaves_no_folder(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from trimtab.errors import DivergedError, ExportError
 from trimtab.measure.latency import Latency
@@ -22,6 +25,7 @@ from trimtab.plan.screen import Screened, candidate_names
 from trimtab.records.recipe import Recipe
 from trimtab.records.schema import Schema
 from trimtab.records.target import parse_target
+from trimtab.train.initial import first_network
 
 NAMES = ("small", "middle", "large")
 REACHED = {"small": 0.7, "middle": 0.8, "large": 0.9}
@@ -147,6 +151,29 @@ def test_edit_for_which_no_time_is_left_is_not_tried_and_says_so(job: FakeJob) -
     job.budget = Budget(0.0)
     assert stages.attempt(job, "large-int8", base, ("train", "int8"), lambda: base.run) is None
     assert "budget" in job.failed[0]["why"]
+
+
+def test_flip_is_tried_with_the_weights_that_a_training_starts_from(
+    job: FakeJob, tiny_dataset: Any, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[dict[str, torch.Tensor]] = []
+
+    def settled(network: Any, dataset: Any, recipe: Recipe, run: Any, **rest: Any) -> Recipe:
+        tried.append(network.state_dict())
+        return recipe.override(augment__flip=True)
+
+    monkeypatch.setattr(stages, "settle_flip", settled)
+    job.dataset = tiny_dataset
+    job.recipe = Recipe().override(model__name="cnn_small", model__pretrained=str(tiny_run.path))
+    stages.flip_stage(job, [replace(row(0), name="cnn_small")])
+    assert job.recipe.augment.flip is True
+    wanted = load_file(tiny_run.weights)
+    assert torch.equal(tried[0]["body.stem.conv.weight"], wanted["body.stem.conv.weight"])
+    job.recipe = Recipe().override(model__name="wcnn_small", model__whiten=True)
+    network, _ = first_network(tiny_dataset, job.recipe, seed=job.seed)
+    stages.flip_stage(job, [replace(row(0), name="wcnn_small")])
+    assert not next(network.body.parameters()).requires_grad
+    assert all(torch.equal(tried[1][key], one) for key, one in network.state_dict().items())
 
 
 def test_only_own_networks_are_screened_at_another_width(job: FakeJob) -> None:

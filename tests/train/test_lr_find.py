@@ -105,6 +105,7 @@ def test_rates_too_low_to_learn_give_the_usual_one_and_say_that_it_was_not_found
     assert found.suggestion is None
     assert not found.clear
     assert found.usual == PEAK_LEARNING_RATE["adamw"]
+    assert found.setting == f"--set train.learning_rate={found.usual:g}"
     assert "no suggestion: the curve is flat" in str(found)
     assert "the usual rate of adamw, not one that was found" in str(found)
 
@@ -118,6 +119,9 @@ def test_rates_that_diverge_at_once_say_lower(
     assert found.ended in {"diverged", "not finite"}
     assert "must be lower" in found.reason
     assert len(found.rates) < FEWEST
+    assert found.setting is None
+    assert "--set" not in str(found)
+    assert json.loads((tmp_path / "lr_find.json").read_text("utf-8"))["setting"] is None
 
 
 # The sweep

@@ -241,6 +241,22 @@ def test_setting_for_weights_that_are_not_wanted_is_refused(
         require_parts(Recipe().override(model__pretrained="cache"))
 
 
+def test_adopted_network_takes_no_recipe_that_describes_another(
+    tiny_dataset: Any, tiny_run: Run, tmp_path: Path
+) -> None:
+    net, own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), load(tiny_run)
+    stated = Recipe().override(model__mean=[0.5], model__std=[0.25])
+    for model, recipe in (
+        (net, Recipe().override(model__width=2.0)), (net, stated.override(model__dropout=0.1)),
+        (net, Recipe().override(model__whiten=True)), (own, stated),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="the recipe describes a model"):
+            adopt(model, tiny_dataset, recipe=recipe, out=tmp_path / "r")
+        assert not (tmp_path / "r").exists()
+    run = adopt(net, tiny_dataset, recipe=stated, out=tmp_path / "r")
+    assert load(run).normalize.mean.item() == pytest.approx(127.5)
+
+
 def test_recipe_for_transfer_runs_on_made_weights(
     tiny_dataset: Any, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import PIL
 from numpy.typing import NDArray
 
 from trimtab.data import cache, streamed
-from trimtab.data.entries import Listing, note
+from trimtab.data.entries import Listing, count_of, listed, note
 from trimtab.data.pictures import Inputs
 from trimtab.data.prepare import Prepared, prepare
 from trimtab.data.sources import list_source
@@ -211,13 +211,14 @@ def dataset_of(run: Run, data: Any = None) -> Dataset:
     """Return the data that `run` was made with.
 
     They are `data` where given, else the cache's copy, else the source that data.json names
-    relative to the run. Raises DataError where they are gone or are not the same.
+    relative to the run. A few streamed pictures may be lost since: others stand in for them. Raises
+    DataError where the data are gone or are not the same.
     """
     told = run.data
     recipe = Recipe().override(**{f"data__{name}": v for name, v in told["settings"].items()})
     seed = int(told["seed"])
     if data is not None:
-        return same(open_dataset(data, recipe, seed=seed), told, "the data given are")
+        return same(data, recipe, run, "the data given are")
     source = (run.path / told["source"]).resolve() if told.get("source") else None
     reading = told["settings"].get("storage") == "stream"  # what is decoded already is not the same
     stored = None if reading else cache.load(str(told["fingerprint"]))
@@ -228,18 +229,41 @@ def dataset_of(run: Run, data: Any = None) -> Dataset:
         raise DataError(f"the data of {run.name} are neither in the cache nor "
                         f"{'at ' + told['source'] if source else 'in a file'}",
                         "give them with --data, or data= in Python")  # fmt: skip
-    return same(open_dataset(source, recipe, seed=seed), told, f"{told['source']} is")
+    return same(source, recipe, run, f"{told['source']} is")
 
 
-def same(dataset: Dataset, told: dict[str, Any], what: str) -> Dataset:
-    """Return `dataset` if it is what data.json tells of; raises DataError."""
-    if dataset.fingerprint != told["fingerprint"]:
-        raise DataError(
-            f"{what} not what the run was made with: fingerprint {dataset.fingerprint[:12]}, "
-            f"wanted {str(told['fingerprint'])[:12]}",
-            "give the same data with --data, or train again",
-        )
-    return dataset
+def same(data: Any, recipe: Recipe, run: Run, what: str) -> Dataset:
+    """Open `data` if they are what the data.json of `run` tells of; raises DataError."""
+    told = run.data
+    dataset, wanted = open_dataset(data, recipe, seed=int(told["seed"])), str(told["fingerprint"])
+    if dataset.fingerprint == wanted:
+        return dataset
+    if told["settings"].get("storage") == "stream" and not isinstance(data, Dataset):
+        made = streamed.as_begun(list_source(data), recipe.data, wanted)
+        if made is not None:
+            return dataset_from(made, dataset.source, told["settings"], dataset.seed)
+    raise DataError(
+        f"{what} not what the run was made with: {difference(dataset, run)} (fingerprint "
+        f"{dataset.fingerprint[:12]}, wanted {wanted[:12]})",
+        "bring the same pictures back, give them with --data, or train again",
+    )
+
+
+def difference(dataset: Dataset, run: Run) -> str:
+    """Return which pictures make data others than those of a run.
+
+    A run keeps no digests of single pictures: one whose content alone is another is named where
+    the training noticed it.
+    """
+    before = {name for ids in run.data["ids"].values() for name in ids}
+    now = {name for split in dataset.splits.values() for name in split.ids}
+    noticed = {row["id"] for found in run.findings if found.name == "lost_pictures"
+               for row in found.evidence["samples"]}  # fmt: skip
+    kinds = {"missing or unreadable": before - now, "new": now - before,
+             "lost while it trained": noticed & now}  # fmt: skip
+    told = [f"{count_of(len(ids), 'picture')} {kind}: {listed(sorted(ids))}"
+            for kind, ids in kinds.items() if ids]  # fmt: skip
+    return "; ".join(told) or "pictures of the same names have other contents, labels or splits"
 
 
 def batches(split: Split, batch_size: int) -> Iterator[Batch]:

@@ -98,7 +98,7 @@ class Pictures:
             stamp, fault = look(entry.content)
             if fault:
                 raise decode.DecodeError(fault)
-            if stamp.split()[:2] != entry.stamp.split()[:2]:  # size and time of the last change
+            if not unchanged(stamp, entry.stamp):
                 raise decode.DecodeError("the file was changed since it was checked")
         return content_of(entry)
 
@@ -148,6 +148,11 @@ def tried(read: Callable[[], Pixels]) -> Pixels:
         except (OSError, decode.DecodeError):
             time.sleep(PAUSE_SECONDS * 2**attempt)
     return read()
+
+
+def unchanged(stamp: str, before: str) -> bool:
+    """Return whether two stamps of a file tell the same size and time of the last change."""
+    return stamp.split()[:2] == before.split()[:2]
 
 
 def centre(height: int, width: int) -> Box:

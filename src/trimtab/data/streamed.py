@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from trimtab.data import cache
 from trimtab.data.cache import Stored
 from trimtab.data.entries import LISTED, Entry, Listing, count_of, listed, note
-from trimtab.data.pictures import Inputs, Pictures
+from trimtab.data.pictures import Inputs, Pictures, unchanged
 from trimtab.data.pixels import MAX_SIDE
 from trimtab.data.prepare import Prepared, prepare
 from trimtab.errors import DataError, MachineError
@@ -22,6 +23,7 @@ from trimtab.records.sections import DataSection
 
 SHARE = 2  # at most one part in so many of the free disk is for decoded pictures
 LIMIT_BYTES = cache.LIMIT_BYTES
+LOST = "gone or changed since the training began"
 
 
 def decoded_bytes(listing: Listing, choices: DataSection) -> int:
@@ -63,13 +65,22 @@ def stream(listing: Listing, choices: DataSection, seed: int, key: str) -> Prepa
     with suppress(OSError, MachineError):  # then they are checked again the next time
         facts = {"splits": kept, "schema": made.schema.model_dump(mode="json")}
         cache.remember(key, made.fingerprint, {**made.told, "stream": facts})
+        cache.remember(content_key(made.fingerprint), made.fingerprint, {"key": key})
     return made
 
 
 def record(split: Stored) -> dict[str, Any]:
     """Return what is noted of a split."""
     assert isinstance(split.inputs, Pictures)
-    return {"ids": split.ids, "targets": split.targets, "sides": split.inputs.sides.tolist()}
+    entries = split.inputs.entries
+    return {"ids": split.ids, "targets": split.targets, "sides": split.inputs.sides.tolist(),
+            "given": [entry.split for entry in entries],
+            "stamps": [entry.stamp for entry in entries]}  # fmt: skip
+
+
+def content_key(fingerprint: str) -> str:
+    """Return the key of the note that says under which key a content was noted."""
+    return f"content-{fingerprint}"
 
 
 def recall(listing: Listing, choices: DataSection, key: str) -> Prepared | None:
@@ -86,6 +97,41 @@ def recall(listing: Listing, choices: DataSection, key: str) -> Prepared | None:
     except cache.DAMAGE:
         return None
     return Prepared(splits, schema, fingerprint, told)
+
+
+def as_begun(listing: Listing, choices: DataSection, fingerprint: str) -> Prepared | None:
+    """Return data as a run began with them, though some of their files are gone or changed now.
+
+    Others of their classes stand in for those when they are read. None where nothing is noted of
+    the `fingerprint`, where too many are lost, and where anything else is not as it was.
+    """
+    try:
+        key = str((cache.recall(content_key(fingerprint)) or ("", {}))[1]["key"])
+        told = (cache.recall(key) or ("", {}))[1]
+        before = begun(told["stream"])
+        out = {row["id"] for kind in ("quarantined", "left_out") for row in told[kind]}
+    except (*cache.DAMAGE, IndexError):
+        return None
+    now = {entry.id: entry for entry in listing.entries if entry.id not in out}
+    if any(name not in before or entry[1:3] != before[name][1:3] for name, entry in now.items()):
+        return None  # a new picture, or another label or split
+    kept = [entry for name, entry in now.items() if unchanged(entry.stamp, before[name].stamp)]
+    lost = before.keys() - {entry.id for entry in kept}
+    if len(lost) > choices.max_bad_fraction * len(before):
+        return None
+    return recall(replace(listing, entries=[*kept, *(before[name] for name in lost)]), choices, key)
+
+
+def begun(noted: dict[str, Any]) -> dict[str, Entry]:
+    """Return the noted entries by their ids, all of them as if they were lost."""
+    classes = noted["schema"]["classes"]
+    return {
+        name: Entry(name, classes[target], given, b"", stamp, LOST)
+        for split in noted["splits"].values()
+        for name, target, given, stamp in zip(
+            split["ids"], split["targets"], split["given"], split["stamps"], strict=True
+        )
+    }
 
 
 def recalled(

@@ -60,12 +60,16 @@ class Normalize(nn.Module):
 
 
 class Network(nn.Module):
-    """A body with its normalisation in front: float pixels in [0, 255] in, logits (N, K) out."""
+    """A body with its normalisation in front: float pixels in [0, 255] in, logits (N, K) out.
+
+    `classes` are what its logits stand for.
+    """
 
     def __init__(self, schema: Schema, body: nn.Module) -> None:
         super().__init__()
         self.normalize = Normalize(schema)
         self.body = body
+        self.classes = schema.classes
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels (N, C, H, W) to logits (N, K)."""

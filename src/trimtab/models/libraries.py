@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.errors import UsageError
 from trimtab.records.schema import Schema
@@ -14,6 +16,8 @@ PARTS = {  # heads beside the main one, which no loss of ours would train
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
+BESIDE = ("AuxLogits.", "aux1.", "aux2.")  # the names of those heads
+OLD_NAME = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 
 def library_of(name: str) -> tuple[str, str] | None:
@@ -36,6 +40,17 @@ def names_of(library: str) -> list[str]:
     from torchvision import models
 
     return list(models.list_models(module=models))
+
+
+def as_built(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return published tensors of the model `name` under the names of the network built here.
+
+    Files of densenets are from a time when `norm1` was `norm.1`; torchvision renames them, too.
+    Heads beside the main one are left out.
+    """
+    beside = BESIDE if name.rpartition(".")[2] in PARTS else ()
+    return {OLD_NAME.sub(r"\1", key): value for key, value in tensors.items()
+            if not key.startswith(beside)}  # fmt: skip
 
 
 def library_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from trimtab.machine.progress import say
 from trimtab.models.build import Network, named
 from trimtab.models.depth import head_of
 from trimtab.models.image import OWN_NAMES
-from trimtab.models.libraries import library_of
+from trimtab.models.libraries import as_built, library_of
 from trimtab.models.published import (
     CACHE,
     DOWNLOAD,
@@ -31,16 +31,22 @@ from trimtab.records.sections import FRESH
 BODY, NORMALIZE = "body.", "normalize."  # names in the weights of a run
 COUNTER = "num_batches_tracked"  # of batch norms, absent in old files and not used
 WHITE = 255.0
+NEW_HEAD = "leave model.keep_head off: the head is learnt anew"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights on this machine: file, tensors, and the statistics their pixels had in training."""
+    """Weights on this machine: file, tensors, and the statistics their pixels had in training.
+
+    `assumed` says where the statistics are from if neither library nor run told them; `classes` are
+    those of the head where a run folder tells them.
+    """
 
     file: Path
     tensors: dict[str, Tensor]
     statistics: Statistics
-    known: bool
+    assumed: str = ""
+    classes: tuple[str, ...] | None = None
 
 
 def require_named(recipe: Recipe) -> None:
@@ -50,28 +56,76 @@ def require_named(recipe: Recipe) -> None:
                          "name it: model.name, e.g. mobilenet_v2")  # fmt: skip
 
 
+def require_for_each(recipe: Recipe, names: Iterable[str]) -> None:
+    """Raise UsageError where the models `names` cannot each have the pretrained weights wanted.
+
+    A file or run is for one of them only; what a library publishes is looked up, and what should
+    be in its cache must be there.
+    """
+    word = recipe.model.pretrained
+    kind, _, tag = word.partition(":")
+    if word == FRESH:
+        return
+    if kind not in (CACHE, DOWNLOAD):
+        raise UsageError(f"model.pretrained {word} holds weights of one network, and there are "
+                         "several to compare", f"{CACHE} and {DOWNLOAD} mean those of each; "
+                         "or train them one by one")  # fmt: skip
+    for name in names:
+        try:
+            found = published(name, tag)
+            if kind == CACHE:
+                file_of(found, fetch=False)
+        except UsageError as error:
+            raise UsageError(f"{name} cannot start from {word}: {error.message}",
+                             f"leave it out of the comparison; {DOWNLOAD} fetches what is "
+                             "published and not here") from error  # fmt: skip
+
+
 def start_from(network: Network, recipe: Recipe) -> dict[str, Any]:
     """Put the weights that `model.pretrained` names into a fresh network; return what was taken.
 
     The network normalises as the weights were trained, unless the recipe says otherwise. The head
     stays fresh without `model.keep_head`. Raises UsageError for weights that are missing, cannot be
-    read, or do not fit anywhere but in the head.
+    read, or do not fit anywhere but in the head, and for a head to keep that is for other classes.
     """
     choice = recipe.model
     if choice.whiten or choice.identity:
         raise UsageError("model.whiten and model.identity would overwrite pretrained weights",
                          "leave them off")  # fmt: skip
     source = source_of(recipe)
+    if choice.keep_head:
+        require_classes(source, network.classes)
     head, _ = head_of(network.body)
     state = fitted(network.body, source, keep_head=choice.keep_head, model=choice.name)
     network.body.load_state_dict(state, strict=False)
     if not choice.mean:
         network.normalize.use(*source.statistics)
     kept = "kept" if choice.keep_head else "new"
-    guessed = "" if source.known or choice.mean else "; pixels are normalised as for ImageNet"
-    say(f"{source.file.name}: {len(state)} tensors, the head '{head}' is {kept}{guessed}")
+    assumed = "" if choice.mean else assumption(source)
+    say(f"{source.file.name}: {len(state)} tensors, the head '{head}' is {kept}{assumed}")
     return {"value": len(state), "unit": "tensors", "file": source.file.name, "head": kept,
             "sha256": digest_of(source.file)}  # fmt: skip
+
+
+def assumption(source: Source) -> str:
+    """Return what is said of statistics that nobody told."""
+    if not source.assumed:
+        return ""
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in source.statistics)
+    return (f"; pixels are normalised as for {source.assumed} (model.mean {mean}, "
+            f"model.std {std}), which the file does not tell")  # fmt: skip
+
+
+def require_classes(source: Source, classes: tuple[str, ...]) -> None:
+    """Raise UsageError where a head is for other classes, or for these in another order."""
+    known = source.classes
+    if known is None or known == classes:
+        return
+    what = f"it has {len(known)}, the data have {len(classes)}"
+    if len(known) == len(classes):
+        at = next(at for at, name in enumerate(known) if name != classes[at])
+        what = f"class {at + 1} is {known[at]!r}, in the data {classes[at]!r}"
+    raise UsageError(f"the head in {source.file} is not for these classes: {what}", NEW_HEAD)
 
 
 def source_of(recipe: Recipe) -> Source:
@@ -80,16 +134,18 @@ def source_of(recipe: Recipe) -> Source:
     kind, _, tag = word.partition(":")
     if kind in (CACHE, DOWNLOAD):
         found = published(name, tag)
-        path = file_of(found, fetch=kind == DOWNLOAD)
-        return Source(path, read_tensors(path), found.statistics, True)
-    path = Path(word).expanduser()
+        path = file_of(found, fetch=kind == DOWNLOAD, usual=usual_statistics(name) or IMAGENET)
+        return Source(path, as_built(name, read_tensors(path)), found.statistics)
+    path, classes = Path(word).expanduser(), None
     if path.is_dir():
-        path = open_run(path).weights
+        run = open_run(path)
+        path, classes = run.weights, run.schema.classes
     tensors = read_tensors(path)
     if any(key.startswith(NORMALIZE) for key in tensors):
-        return of_run(path, tensors)
+        return of_run(path, tensors, classes)
     usual = usual_statistics(name)
-    return Source(path, tensors, usual or IMAGENET, usual is not None)
+    assumed = f"the default weights of {name}" if usual else "ImageNet"
+    return Source(path, as_built(name, tensors), usual or IMAGENET, assumed)
 
 
 def usual_statistics(name: str) -> Statistics | None:
@@ -102,14 +158,16 @@ def usual_statistics(name: str) -> Statistics | None:
         return None
 
 
-def of_run(path: Path, tensors: Mapping[str, Tensor]) -> Source:
+def of_run(
+    path: Path, tensors: Mapping[str, Tensor], classes: tuple[str, ...] | None
+) -> Source:  # fmt: skip
     """Return the weights of a run, which bring their own normalisation."""
     body = {key.removeprefix(BODY): value for key, value in tensors.items() if BODY in key}
     try:
         mean, std = (tensors[NORMALIZE + key].flatten() / WHITE for key in ("mean", "std"))
     except KeyError as error:
         raise UsageError(f"{path} has no {error}", "was it written by trimtab?") from error
-    return Source(path, body, (tuple(mean.tolist()), tuple(std.tolist())), True)
+    return Source(path, body, (tuple(mean.tolist()), tuple(std.tolist())), classes=classes)
 
 
 def fitted(body: nn.Module, source: Source, *, keep_head: bool, model: str) -> dict[str, Tensor]:
@@ -135,7 +193,7 @@ def fitted(body: nn.Module, source: Source, *, keep_head: bool, model: str) -> d
     if lost := wrong | ((own.keys() ^ found.keys()) - rest - wanted):
         raise UsageError(
             f"the head in {source.file.name} is not for these classes: {', '.join(sorted(lost))}",
-            "leave model.keep_head off: the head is learnt anew",
+            NEW_HEAD,
         )
     return found
 

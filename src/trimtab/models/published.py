@@ -9,12 +9,13 @@ from typing import Any
 
 from trimtab.errors import MachineError, UsageError
 from trimtab.machine.progress import say
-from trimtab.models.libraries import TIMM, library_of
+from trimtab.models.libraries import PARTS, TIMM, library_of
 
 CACHE, DOWNLOAD = "cache", "download"
 FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of timm, the first it has
 HASH = re.compile(r"-([a-f0-9]{8,})\.")  # of the content, in the name of a file of torch
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -60,13 +61,19 @@ def of_timm(name: str, tag: str) -> Published:
 
 
 def of_torchvision(name: str, tag: str) -> Published:
-    """Return what torchvision publishes."""
+    """Return what torchvision publishes.
+
+    With its own weights, its inceptions normalise once more inside (transform_input): all in all by
+    0.5, which is done in front here.
+    """
     from torchvision import models
 
     known: Any = models.get_model_weights(name)
     if tag and tag not in known.__members__:
         raise unknown_tag(name, tag, list(known.__members__))
     chosen = known[tag] if tag else known.DEFAULT
+    if name in PARTS:
+        return Published(None, chosen.url, INCEPTION)
     shown = chosen.transforms()
     return Published(None, chosen.url, (tuple(shown.mean), tuple(shown.std)))
 
@@ -76,12 +83,12 @@ def unknown_tag(name: str, tag: str, known: list[str]) -> UsageError:
     return UsageError(f"no weights '{tag}' of {name} are published", f"known: {', '.join(known)}")
 
 
-def file_of(weights: Published, *, fetch: bool) -> Path:
+def file_of(weights: Published, *, fetch: bool, usual: Statistics = IMAGENET) -> Path:
     """Return the file of published weights in its usual cache, fetched where that is wanted.
 
-    The caches are those of the libraries: HF_HUB_CACHE or HF_HOME, and TORCH_HOME. Raises
-    UsageError for a file that is not there, with its place, MachineError for one that cannot be
-    fetched.
+    The caches are those of the libraries: HF_HUB_CACHE or HF_HOME, and TORCH_HOME. `usual` are the
+    statistics that a file given by its path would get. Raises UsageError for a file that is not
+    there, with its place, MachineError for one that cannot be fetched.
     """
     here = in_hub(weights.repository) if weights.repository else None
     place = torch_place(weights.url) if weights.url else None
@@ -90,14 +97,15 @@ def file_of(weights: Published, *, fetch: bool) -> Path:
     if here is not None:
         return here
     if not fetch:
-        raise UsageError(*absent(weights, place))
+        raise UsageError(*absent(weights, place, usual))
     source = weights.repository or weights.url
     say(f"fetching {source}")
     try:
         return fetched(weights, place)
     except Exception as error:
         first = str(error).split("\n")[0][:200]
-        raise MachineError(f"cannot fetch {source}: {first}", absent(weights, place)[1]) from error
+        hint = absent(weights, place, usual)[1]
+        raise MachineError(f"cannot fetch {source}: {first}", hint) from error
 
 
 def in_hub(repository: str) -> Path | None:
@@ -115,11 +123,18 @@ def torch_place(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
-def absent(weights: Published, place: Path | None) -> tuple[str, str]:
-    """Return what is missing and where it belongs."""
+def absent(weights: Published, place: Path | None, usual: Statistics) -> tuple[str, str]:
+    """Return what is missing and where it belongs.
+
+    A copy of a file does not say which weights it holds, so statistics that are not `usual` come
+    with it.
+    """
     if weights.repository:
         wanted = f"{FILES[0]} of {weights.repository} is not in the cache of the hub"
         way = f"model.pretrained: path/to/{FILES[0]} takes a copy of that file"
+        if weights.statistics != usual:
+            mean, std = (list(values) for values in weights.statistics)
+            way += f", with model.mean: {mean} and model.std: {std}"
     else:
         wanted, way = f"there is no file {place}", f"put {weights.url} there"
     return wanted, f"model.pretrained: {DOWNLOAD} fetches it; without a network, {way}"

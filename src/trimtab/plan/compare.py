@@ -17,6 +17,7 @@ from trimtab.export.onnx import open_onnx
 from trimtab.machine.interrupt import stop_on_interrupt, stoppable, stopped
 from trimtab.machine.progress import say
 from trimtab.measure.latency import FEWEST_CALLS, in_turns, summary
+from trimtab.models.pretrained import require_for_each
 from trimtab.plan.budget import Budget
 from trimtab.plan.candidates import LATENCY_SECONDS, Candidate, caller, failed_row
 from trimtab.plan.contest import Contest, Member, members_of, named
@@ -62,8 +63,8 @@ def compare(
     """
     limit = Budget(parse_duration(budget)) if budget is not None else None
     chosen = as_recipe(recipe)
-    require_comparable(chosen, seed, seeds)
     members = members_of(named(models))
+    require_comparable(chosen, members, seed, seeds)
     with stoppable(), placed(out, label_of(data)) as path:
         contest = begin(path, data, chosen, members, limit, range(seed, seed + seeds))
         try:
@@ -75,9 +76,10 @@ def compare(
     return ended(contest)
 
 
-def require_comparable(recipe: Recipe, seed: int, seeds: int) -> None:
+def require_comparable(recipe: Recipe, members: list[Member], seed: int, seeds: int) -> None:
     """Raise UsageError for choices that a comparison cannot follow, before any time is spent."""
-    require_parts(recipe)
+    require_parts(recipe.override(model__name=members[0].name))
+    require_for_each(recipe, [member.name for member in members])
     if recipe.model.name != "auto":
         raise UsageError(f"the recipe names model '{recipe.model.name}', and so does models",
                          "leave out model.name, and name it among the models")  # fmt: skip

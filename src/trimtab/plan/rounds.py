@@ -12,7 +12,6 @@ from pathlib import Path
 from trimtab.errors import BudgetError
 from trimtab.export.bundle import Artifact, export
 from trimtab.export.onnx import open_onnx, write_onnx
-from trimtab.machine.device import seed_everything
 from trimtab.machine.progress import clock, progress, say
 from trimtab.models.build import build
 from trimtab.plan.budget import FLIP
@@ -24,6 +23,7 @@ from trimtab.records.run import Run, start_run, update_facts
 from trimtab.records.table import screen_line
 from trimtab.records.target import Target
 from trimtab.train.flip import settle_flip
+from trimtab.train.initial import first_network
 from trimtab.train.keep import FOLDER
 from trimtab.train.run import go_on, is_run, train_into
 
@@ -71,8 +71,7 @@ def flip_stage(contest: Contest) -> None:
             break
         with contest.guarded(member):
             recipe = contest.recipe.override(model__name=member.name)
-            seed_everything(contest.seeds[0])
-            network = build(contest.dataset.schema, recipe)
+            network, _ = first_network(contest.dataset, recipe, seed=contest.seeds[0])
             seconds = contest.budget.share(FLIP) if contest.budget else None
             settled = settle_flip(network, contest.dataset, recipe, contest.run,
                                   seed=contest.seeds[0], budget_seconds=seconds)  # fmt: skip

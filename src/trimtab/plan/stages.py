@@ -8,9 +8,7 @@ from functools import partial
 from trimtab.compress.prune import prune
 from trimtab.compress.quantize import quantize
 from trimtab.errors import CompressError, DivergedError, ExportError
-from trimtab.machine.device import seed_everything
 from trimtab.machine.progress import say
-from trimtab.models.build import build
 from trimtab.plan.budget import COMPRESS, FLIP, HEATS, SCREEN
 from trimtab.plan.candidates import Candidate, assess, failed_row, gate, missing
 from trimtab.plan.finish import rescue
@@ -20,6 +18,7 @@ from trimtab.records.files import write_json
 from trimtab.records.run import Run
 from trimtab.records.table import screen_line
 from trimtab.train.flip import settle_flip
+from trimtab.train.initial import first_network
 
 HEAT_COUNT = 3
 ENOUGH_EPOCHS = 4
@@ -47,8 +46,7 @@ def flip_stage(job: Job, fitting: list[Screened]) -> None:
         return
     fastest = max(fitting, key=lambda row: row.images_per_second or 0.0)
     recipe = job.recipe.override(model__name=fastest.name)
-    seed_everything(job.seed)
-    network = build(job.dataset.schema, recipe, job.model)
+    network, _ = first_network(job.dataset, recipe, seed=job.seed, model=job.model)
     settled = settle_flip(
         network, job.dataset, recipe, job.run, seed=job.seed,
         budget_seconds=job.budget.share(FLIP),

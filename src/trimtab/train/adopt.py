@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from trimtab.data.dataset import open_dataset
+from trimtab.data.dataset import Dataset, open_dataset
 from trimtab.errors import UsageError
-from trimtab.models.build import Network, adopt_module, build, macs_and_params, save_weights
+from trimtab.models.build import Network, build, macs_and_params, save_weights
 from trimtab.records.files import locked, write_json
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import Run, start_run, update_facts, whole_or_gone
 from trimtab.records.sections import FRESH
 from trimtab.train.loop import evaluate
+from trimtab.train.run import with_model
 
 
 def adopt(
@@ -24,8 +25,9 @@ def adopt(
     """Return a run that holds `model` with its weights as they are, scored on valid.
 
     `model` takes float pixels (N, C, H, W), normalised with the mean and deviation of the train
-    split, and returns logits (N, K) in the order of the data's classes. A trimtab network (from
-    `load`) brings its own normalisation.
+    split or with the recipe's `model.mean` and `model.std`, and returns logits (N, K) in the order
+    of the data's classes. A trimtab network (from `load`) brings its own normalisation. Raises
+    UsageError for a recipe that describes a network.
     """
     recipe = as_recipe(recipe)
     if recipe.model.pretrained != FRESH:
@@ -35,7 +37,7 @@ def adopt(
         )
     dataset = open_dataset(data, recipe, seed=seed)
     body = model.body if isinstance(model, Network) else model
-    recipe = recipe.override(model__name=adopt_module(body))
+    recipe = described(recipe, dataset, model)
     run = start_run(out, kind="adopt", label=type(body).__name__, recipe=recipe, seed=seed)
     with locked(run.path), whole_or_gone(run.path):
         write_json(run.path / "data.json", dataset.describe(run.path))
@@ -51,3 +53,16 @@ def adopt(
         run.record("macs", macs)
         update_facts(run, status="finished", epochs=recipe.train.epochs)
     return run
+
+
+def described(recipe: Recipe, dataset: Dataset, model: nn.Module) -> Recipe:
+    """Return the recipe with the name of an adopted network; raises UsageError for another one's.
+
+    A module that brings no normalisation of its own may be told one.
+    """
+    if isinstance(model, Network):
+        return with_model(recipe, dataset.schema, model.body)
+    bare = recipe.override(model__mean=(), model__std=())
+    return with_model(bare, dataset.schema, model).override(
+        model__mean=recipe.model.mean, model__std=recipe.model.std
+    )

@@ -1,20 +1,39 @@
-"""First weights that spare a training its first epochs: whitened patches, identities."""
+"""The network a training starts with: fresh, pretrained, or with whitened patches, identities."""
 
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.data.dataset import Split, batches
+from trimtab.data.dataset import Dataset, Split, batches
 from trimtab.errors import UsageError
-from trimtab.models.build import Network
+from trimtab.machine.device import seed_everything
+from trimtab.models.build import Network, build
+from trimtab.models.pretrained import start_from
 from trimtab.records.recipe import Recipe
+from trimtab.records.sections import FRESH
 
 PICTURES = 5000
 BATCH = 500
 FLOOR = 5e-4  # of a direction's variance, so that flat ones are not blown up
+
+
+def first_network(
+    dataset: Dataset, recipe: Recipe, *, seed: int, model: nn.Module | None = None
+) -> tuple[Network, dict[str, Any]]:
+    """Return the network a training starts with, and what it took of pretrained weights.
+
+    Random weights are those of `seed`; `model` is a user's own module. What was taken is empty
+    without `model.pretrained`. Raises UsageError where network or weights cannot be had.
+    """
+    seed_everything(seed)
+    network = build(dataset.schema, recipe, model)
+    taken = start_from(network, recipe) if recipe.model.pretrained != FRESH else {}
+    set_first_weights(network, dataset.splits["train"], recipe)
+    return network, taken
 
 
 def set_first_weights(network: Network, train: Split, recipe: Recipe) -> None:

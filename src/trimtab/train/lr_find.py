@@ -24,7 +24,7 @@ from trimtab.train.initial import set_first_weights
 from trimtab.train.run import with_model
 from trimtab.train.settings import peak_learning_rate
 from trimtab.train.sweep import Sweep, generators_restored, sweep
-from trimtab.train.valley import FEWEST, Valley, smooth, valley
+from trimtab.train.valley import FEWEST, LOWER, Valley, smooth, valley
 
 STEPS = 100  # as in fastai's lr_find
 MOST_STEPS = 100_000
@@ -63,8 +63,13 @@ class LrFind:
     path: Path
 
     @property
-    def setting(self) -> str:
-        """The words that train with the suggestion, or with the usual rate where there is none."""
+    def setting(self) -> str | None:
+        """The words that train with the suggestion, or with the usual rate where there is none.
+
+        None where the loss rises at every rate: then nothing speaks for the usual one.
+        """
+        if self.suggestion is None and LOWER in self.reason:
+            return None
         return f"--set train.learning_rate={self.suggestion or self.usual:g}"
 
     @property
@@ -105,7 +110,8 @@ class LrFind:
         if self.rates:
             swept = f", from {self.rates[0]:.2g} to {self.rates[-1]:.2g}"
         steps = f"{len(self.rates)} steps{swept}, {ENDINGS[self.ended]}"
-        return "\n".join([f"{self.title}: {steps}", self.verdict, f"  {self.setting}"])
+        setting = [f"  {self.setting}"] if self.setting else []
+        return "\n".join([f"{self.title}: {steps}", self.verdict, *setting])
 
     def _repr_html_(self) -> str:
         """Return the picture for notebooks, as an image so that its style stays its own."""

@@ -16,6 +16,7 @@ LEAST_FALL = 0.01  # of the level it falls from, below which a curve counts as f
 CLEAR_FALL = 0.1  # of that level, from which on a valley counts as clear
 SHARE = 0.5  # of the fall that is done where the suggestion stands
 STEEP = 3  # steps from a tenth to nine tenths of the fall, below which it is a cliff
+LOWER = "the learning rate must be lower"
 SUM_OF_SQUARES = 2 / 3  # times 1 / (half + 1): of the weights of a triangular mean
 
 
@@ -140,8 +141,7 @@ def few(rates: Sequence[float], *, diverged: bool) -> Valley:
     """Return what is said of a sweep that is too short."""
     if diverged:
         lowest = f"the lowest rate, {rates[0]:.2g}" if rates else "the lowest rate"
-        return Valley(None, False, f"the loss diverges at once, from {lowest} on: "
-                      "the learning rate must be lower")  # fmt: skip
+        return Valley(None, False, f"the loss diverges at once, from {lowest} on: {LOWER}")
     return Valley(None, False, f"{len(rates)} steps are too few, wanted {FEWEST} or more")
 
 
@@ -149,7 +149,7 @@ def no_fall(rates: Sequence[float], fall: Fall, *, diverged: bool) -> Valley:
     """Return what is said of a loss that does not fall."""
     if diverged or fall.curve[-1] - fall.low > max(fall.certain, CLEAR_FALL * abs(fall.high)):
         reason = f"the loss does not fall at any rate from {rates[0]:.2g} on, and then rises"
-        return Valley(None, False, f"{reason}: the learning rate must be lower, or the steps more")
+        return Valley(None, False, f"{reason}: {LOWER}, or the steps more")
     return Valley(None, False, "the curve is flat: the loss changes by no more than its noise "
                   f"between the rates {rates[0]:.2g} and {rates[-1]:.2g}")  # fmt: skip
 
