@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,33 +11,55 @@ from torch import Tensor, nn
 from trimtab.data.dataset import Split, batches
 from trimtab.errors import UsageError
 from trimtab.models.build import Network
+from trimtab.models.pretrained import start_from
 from trimtab.records.recipe import Recipe
+from trimtab.records.sections import FRESH
+from trimtab.train.norms import require_norms
+from trimtab.train.optimizers import require_lone_biases
 
 PICTURES = 5000
 BATCH = 500
 FLOOR = 5e-4  # of a direction's variance, so that flat ones are not blown up
 
 
-def set_first_weights(network: Network, train: Split, recipe: Recipe) -> None:
-    """Change fresh weights in place as `model.whiten` and `model.identity` say."""
-    if recipe.model.identity:
-        pass_on(network)
+def set_first_weights(
+    network: Network, train: Split, recipe: Recipe, *, restored: bool = False
+) -> dict[str, Any]:
+    """Change fresh weights in place as the recipe says; return what was taken of pretrained ones.
+
+    `restored` says that a checkpoint will bring the weights, so that no file of them is read.
+    Raises UsageError for weights that do not fit (`start_from`) and for a choice that no layer of
+    the network can follow.
+    """
+    taken: dict[str, Any] = {}
+    if recipe.model.pretrained != FRESH and not restored:
+        taken = start_from(network, recipe)
+    if recipe.model.identity and not pass_on(network):
+        raise UsageError("model.identity is True, and no convolution behind the first of "
+                         f"{recipe.model.name} is plain, unstrided and of odd sides",
+                         "leave out model.identity")  # fmt: skip
     if recipe.model.whiten:
         whiten(network, train)
+    require_norms(network, recipe)
+    require_lone_biases(network, recipe)
+    return taken
 
 
 @torch.no_grad()
-def pass_on(network: nn.Module) -> None:
+def pass_on(network: nn.Module) -> int:
     """Let the first filters of every convolution but the first return their own inputs.
 
-    Filters beyond the inputs keep their random weights; depthwise and strided ones all do. Source:
-    Jordan 2024 (2404.00498), section 3.3.
+    Filters beyond the inputs keep their random weights; depthwise and strided ones all do. Returns
+    how many convolutions took it. Source: Jordan 2024 (2404.00498), section 3.3.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    for layer in layers[1:]:
-        odd = all(size % 2 for size in layer.kernel_size)
-        if layer.groups == 1 and layer.stride == (1, 1) and odd:
-            nn.init.dirac_(layer.weight[: layer.in_channels])
+    fitting = [
+        layer for layer in layers[1:] if layer.groups == 1 and layer.stride == (1, 1)
+        and all(size % 2 for size in layer.kernel_size)
+    ]  # fmt: skip
+    for layer in fitting:
+        nn.init.dirac_(layer.weight[: layer.in_channels])
+    return len(fitting)
 
 
 @torch.no_grad()
