@@ -40,10 +40,10 @@ MORE: dict[str, dict[str, Any]] = {
     "hard samples": {"train__hard_fraction": 0.5},
 }  # fmt: skip
 NOTES = """Ctrl-C at that place, then `resume`; two breaks per run, in the first and in the second
-epoch; where a trial decides about mirroring, in its first epoch and in the second one after it. A
-step has three forward passes, or two from the harder half of its samples. What the training is done
-`with` is crossed with the place alone, in fp32, without an average, on one thread. Random numbers
-come from counters, so there are no workers whose number could matter; threads of torch are the same
+epoch; where a trial decides about mirroring, in the trial and in the training behind it. A step has
+three forward passes, or two from the harder half of its samples. What the training is done `with`
+is crossed with the place alone, in fp32, without an average, on one thread. Random numbers come
+from counters, so there are no workers whose number could matter; threads of torch are the same
 before and after the break."""
 
 
@@ -72,7 +72,7 @@ def signal_at(place: str, epoch: int, steps: int, trial: int) -> Iterator[None]:
 
 PLACES: dict[str, Callable[[int, int], tuple[str, int]]] = {
     "epoch end": lambda epoch, steps: ("train_step", steps),
-    "mid-epoch": lambda epoch, steps: ("train_step", 2 + epoch),
+    "mid-epoch": lambda epoch, steps: ("train_step", 2 + epoch * (steps - 1)),
     "before evaluation": lambda epoch, steps: ("evaluate", 1),
 }
 
