@@ -335,6 +335,21 @@ def test_edits_are_plain_data(pruned: Run) -> None:
     assert all(isinstance(edit["layer"], str) for edit in pruned.edits)
 
 
+def test_network_without_norms_is_tuned_whatever_the_recipe_it_was_adopted_with_says_of_them(
+    tiny_dataset: Any, tmp_path: Path
+) -> None:
+    from trimtab.train.adopt import adopt
+
+    body = nn.Sequential(nn.Conv2d(1, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))  # fmt: skip
+    recipe = Recipe().override(
+        train__epochs=1, augment__flip=False, train__precision="fp32", train__layout="contiguous",
+        train__bias_rate=4.0, model__freeze_norms=True,
+    )  # fmt: skip
+    run = adopt(body, tiny_dataset, recipe=recipe, out=tmp_path / "own")
+    assert prune(run, keep=0.5, data=tiny_dataset, out=tmp_path / "small").measured("accuracy")
+
+
 def test_users_own_module_goes_through(tiny_dataset: Any, tmp_path: Path) -> None:
     from trimtab.train.run import train
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,52 @@ def test_network_without_a_first_convolution_cannot_be_whitened(
     recipe = tiny_recipe.override(model__whiten=True)
     with pytest.raises(UsageError, match=r"model\.whiten"):
         set_first_weights(network, tiny_dataset.splits["train"], recipe)
+
+
+def flat(*inner: nn.Module) -> nn.Sequential:
+    """A network without convolutions, and with the norms that it is given."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), *inner, nn.Linear(16, 10))
+
+
+UNHEARD = [
+    {"model__freeze_norms": True}, {"model__norm_momentum": 0.3}, {"train__bias_rate": 4.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [*UNHEARD, {"model__identity": True}])
+def test_choice_that_no_layer_can_follow_is_refused(
+    change: dict[str, Any], tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network, train = Network(tiny_dataset.schema, flat()), tiny_dataset.splits["train"]
+    place = next(iter(change)).replace("__", ".")
+    with pytest.raises(UsageError, match=rf"{re.escape(place)} is ") as caught:
+        set_first_weights(network, train, tiny_recipe.override(**change))
+    assert caught.value.hint == f"leave out {place}"
+    set_first_weights(network, train, tiny_recipe)
+
+
+@pytest.mark.parametrize("change", UNHEARD)
+def test_choice_that_a_layer_follows_is_taken(
+    change: dict[str, Any], tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Network(tiny_dataset.schema, flat(nn.BatchNorm1d(16)))
+    set_first_weights(network, tiny_dataset.splits["train"], tiny_recipe.override(**change))
+
+
+def test_biases_of_a_frozen_layer_hear_their_rate(tiny_dataset: Any, tiny_recipe: Any) -> None:
+    network = Network(tiny_dataset.schema, flat())
+    network.body[1].weight.requires_grad_(False)
+    recipe = tiny_recipe.override(train__bias_rate=4.0)
+    set_first_weights(network, tiny_dataset.splits["train"], recipe)
+
+
+def test_training_with_a_choice_that_no_layer_follows_leaves_no_run(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe.override(model__name="auto", train__bias_rate=4.0)
+    with pytest.raises(UsageError, match=r"train\.bias_rate is 4"):
+        train(tiny_dataset, recipe=recipe, model=flat(), out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_the_recipe_for_small_pictures_learns_the_digits(tiny_dataset: Any, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.report.reading import read
 from trimtab.errors import DivergedError, Interrupted, MachineError, UsageError
 from trimtab.machine.device import seed_everything
 from trimtab.models.build import build
+from trimtab.models.depthwise import Depthwise
+from trimtab.train import speed as speeds
 from trimtab.train import sweep as sweeping
 from trimtab.train.loop import train_network
 from trimtab.train.lr_find import LrFind, lr_find
@@ -144,6 +147,70 @@ def test_rate_rises_exponentially_for_every_optimizer_and_each_of_its_groups(
     assert len({group["rate"] for group in groups}) > 1
     for group in groups:
         assert group["lr"] == pytest.approx(found.rates[-1] * group["rate"])
+
+
+def test_sweep_begins_with_the_weights_that_the_recipe_names(
+    tiny_dataset: Any, recipe: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    learnt = recipe.override(model__pretrained=str(tiny_run.path), model__keep_head=True)
+    losses = [lr_find(tiny_dataset, recipe=one, steps=FEWEST, out=tmp_path).losses[0]
+              for one in (learnt, recipe)]  # fmt: skip
+    assert losses[0] < 0.9 * losses[1]
+
+
+def test_with_a_phase_of_the_head_alone_that_phase_is_swept(
+    tiny_dataset: Any, recipe: Any, tmp_path: Path
+) -> None:
+    chosen = recipe.override(train__head_only=0.3)
+    network = build(tiny_dataset.schema, chosen)
+    before = copy.deepcopy(network.state_dict())
+    sweep(network, tiny_dataset, chosen, steps=12, seed=0)
+    after = network.state_dict()
+    assert {key for key in after if not torch.equal(after[key], before[key])} == {
+        "body.classifier.weight", "body.classifier.bias",
+    }  # fmt: skip
+    found = lr_find(tiny_dataset, recipe=chosen, steps=FEWEST, out=tmp_path)
+    assert found.to_dict()["head_only"] is True
+    assert "the head alone" in str(found)
+
+
+@pytest.mark.parametrize(("choice", "times"), [("auto", 0), (False, 0), (True, 1)])
+def test_sweep_is_compiled_only_where_the_recipe_demands_it(
+    choice: Any, times: int, tiny_dataset: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    def compile_for(*given: Any) -> float:
+        done.append(1)
+        return 0.0
+
+    monkeypatch.setattr(speeds, "compile_for", compile_for)
+    long = recipe.override(train__epochs=10**8, train__compile=choice)
+    sweep(build(tiny_dataset.schema, long), tiny_dataset, long, steps=2, seed=0)
+    assert len(done) == times
+
+
+def test_sweep_steps_as_the_loop_does(
+    tiny_dataset: Any, recipe: Any, at_step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe.override(model__name="dwconv_small")
+    network, seen, kept = build(tiny_dataset.schema, chosen), [], []
+
+    @contextmanager
+    def keeping() -> Iterator[None]:
+        kept.append(1)
+        yield
+        kept.pop()
+
+    def look() -> None:
+        quick = sum(isinstance(module, Depthwise) for module in network.modules())
+        seen.append((quick, len(kept)))
+
+    monkeypatch.setattr(sweeping, "kept_memory", keeping)
+    at_step(2, look)
+    sweep(network, tiny_dataset, chosen, steps=3, seed=0)
+    assert seen == [(5, 1)]
+    assert not any(isinstance(module, Depthwise) for module in network.modules())
 
 
 def test_loss_that_is_not_finite_ends_the_sweep_and_raises_nothing(

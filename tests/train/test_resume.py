@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from trimtab.errors import DivergedError, Interrupted, MachineError, Preempted, UsageError
+from trimtab.machine.progress import OUTPUT
 from trimtab.records.finding import Finding
-from trimtab.records.run import Run, open_run
+from trimtab.records.run import Run, open_run, update_facts
 from trimtab.train import loop
+from trimtab.train import speed as speeds
 from trimtab.train.checkpoint import Checkpoints
+from trimtab.train.keep import possible
 from trimtab.train.run import resume, train
 
 EPOCHS = 3
@@ -234,6 +237,38 @@ def test_broken_off_extension_leaves_the_finished_run_finished(
     with pytest.raises(KeyboardInterrupt):
         resume(run, data=tiny_dataset, epochs=9)
     assert run.facts["status"] == "finished"
+
+
+def test_a_resumption_goes_on_without_what_only_the_first_machine_had(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(speeds, "SECONDS", 0.1)
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe, train__precision="auto"),
+              out=tmp_path / "r")  # fmt: skip
+    run = open_run(tmp_path / "r")
+    there = {**run.facts["resolved"], "train__precision": "fp16", "train__compile": True}
+    update_facts(run, resolved=there)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert resume(run, data=tiny_dataset).facts["status"] == "finished"
+    told = capsys.readouterr().err
+    assert "not to the bit" in told
+    assert "fp16 needs a CUDA device, got cpu; the precision is chosen anew" in told
+    assert "no C++ compiler (no-such-compiler); it goes on without compiling" in told
+    assert run.facts["resolved"] == there, "where it is there again, it is used again"
+
+
+def test_what_the_recipe_demands_and_what_is_here_is_kept(
+    tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = {"train__precision": "bf16", "train__compile": False, "train__batch_size": 32}
+    assert possible(tiny_recipe.override(train__precision="auto"), settled) == settled
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    demanded = {"train__precision": "fp16", "train__compile": True}
+    assert possible(tiny_recipe.override(**demanded), demanded) == demanded
 
 
 def test_moved_run_resumes(

@@ -64,6 +64,15 @@ def test_the_factor_halves_after_an_overflow_and_doubles_after_a_long_calm() -> 
     assert again.inverse == scale.inverse
 
 
+def test_a_scale_outlives_a_part_of_the_training_in_another_precision() -> None:
+    half, other, again = (scale_for(precision, CPU) for precision in ("fp16", "bf16", "fp16"))
+    half.unscale([torch.tensor([math.inf])])
+    other.restore(half.facts())
+    assert other.factor == 1
+    again.restore(other.facts())
+    assert again.facts() == half.facts()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_precisions_have_no_factor_and_it_stays_so(precision: str) -> None:
     scale = scale_for(precision, CPU)
@@ -88,6 +97,17 @@ class Burst(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.layer(pixels.mean((2, 3)) / 255)
+
+
+class Normed(Burst):
+    """The same with a batch norm behind its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.norm(super().forward(pixels))
 
 
 def settled(network: nn.Module, dataset: Any, recipe: Any, **changes: Any) -> Any:
@@ -121,6 +141,30 @@ def test_a_burst_of_overflows_is_counted_and_moves_neither_weights_nor_averages(
     assert settings.average.count == 1
     assert next(iter(settings.optimizer.state.values()))["step"] == 1
     assert rates == [settings.peak * settings.schedule(step / 100) for step in range(4)]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_an_overflow_before_the_second_look_leaves_the_statistics_of_norms_alone(
+    precision: str, tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Normed()
+    settings = settled(network, tiny_dataset, tiny_recipe, regularize__sharpness=0.1)
+    settings.scale = scale_for(precision, CPU)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with torch.no_grad():
+        network(batch().inputs)
+    once = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load_state_dict(before)
+    network.left = 1
+    try:
+        train_step(network, batch(), settings, Clock(None))
+        assert precision == "fp16"
+    except DivergedError:
+        assert precision == "fp32"
+    assert once["norm.running_mean"].isfinite().all()
+    after = network.state_dict()
+    assert [key for key in once if not torch.equal(after[key], once[key])] == []
+    assert network.norm.track_running_stats
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from trimtab.data.dataset import Batch
 from trimtab.errors import Interrupted, MachineError
 from trimtab.machine import compiled as compiling
+from trimtab.machine import probe as probing
 from trimtab.machine.compiled import Compiled, can_amortise, missing_compiler
 from trimtab.machine.probe import PLAIN, WAYS, Way
 from trimtab.train import loop
 from trimtab.train import speed as speeds
 from trimtab.train.run import resume, train
-from trimtab.train.speed import open_ways, resolve_speed, rows_of_pass
+from trimtab.train.settings import resolve
+from trimtab.train.speed import open_ways, passes_of_step, resolve_speed, rows_of_pass
+from trimtab.train.update import accumulate
 
 CPU = torch.device("cpu")
 LONG = 10**9  # steps
@@ -78,20 +84,22 @@ def test_a_budget_bounds_the_trial(tiny_recipe: Any, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(speeds, "fastest", fastest)
     recipe = tiny_recipe.override(train__precision="auto", train__compile=False)
-    for budget in (None, 10.0, 1e6):
+    for budget in (None, 10.0, 1e6, 0.0):
         resolve_speed(network(), pixels(), recipe, steps=1, budget_seconds=budget)
-    assert given == [2.0, pytest.approx(0.2), 2.0]
+    assert given == [2.0, pytest.approx(0.2), 2.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows"),
-    [({}, 64), ({"train__hard_fraction": 0.5}, 32), ({"train__micro_batch": 32}, 32),
-     ({"train__micro_batch": 30}, 21), ({"train__micro_batch": 1}, 2)],
+    ("changes", "rows", "passes"),
+    [({}, 64, 1), ({"train__hard_fraction": 0.5}, 32, 1), ({"train__micro_batch": 32}, 32, 2),
+     ({"train__micro_batch": 30}, 21, 3), ({"train__micro_batch": 1}, 2, 32),
+     ({"train__micro_batch": 32, "train__hard_fraction": 0.5}, 32, 1)],
 )  # fmt: skip
 def test_the_usual_pass_is_the_one_that_is_compiled(
-    changes: dict[str, Any], rows: int, tiny_recipe: Any
+    changes: dict[str, Any], rows: int, passes: int, tiny_recipe: Any
 ) -> None:
-    assert rows_of_pass(tiny_recipe.override(**changes), 64) == rows
+    recipe = tiny_recipe.override(**changes)
+    assert (rows_of_pass(recipe, 64), passes_of_step(recipe, 64)) == (rows, passes)
 
 
 # Compiling
@@ -151,6 +159,43 @@ def test_a_long_training_is_compiled_where_that_was_measured_to_be_faster(
 def test_a_short_training_is_not_compiled(tiny_recipe: Any, by_hand: dict[str, float]) -> None:
     assert "too short" in resolved(tiny_recipe, steps=5).reason
     assert resolved(tiny_recipe, budget_seconds=30.0).compiled is None
+    assert resolved(tiny_recipe, budget_seconds=0.0).compiled is None, "the budget is spent"
+
+
+def test_steps_longer_than_the_usual_trial_are_timed_compiled_too(
+    tiny_recipe: Any, by_hand: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def step_seconds(network: nn.Module, inputs: Tensor, way: Way, call: Any) -> float:
+        taken = 1.0 if way.compiled else 3.0
+        clock[0] += taken
+        return taken
+
+    monkeypatch.setattr(speeds, "probe", probing.probe)
+    monkeypatch.setattr(probing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    for module in (speeds, probing):
+        monkeypatch.setattr(module, "step_seconds", step_seconds)
+    speed = resolved(tiny_recipe)
+    assert [timing.seconds for timing in speed.timings] == [3.0, 1.0]
+    assert speed.way.compiled
+
+
+def test_what_was_not_timed_is_not_called_slower(
+    tiny_recipe: Any, by_hand: dict[str, float]
+) -> None:
+    by_hand["compiled"] = math.inf
+    speed = resolved(tiny_recipe)
+    assert (speed.way, speed.compiled) == (PLAIN, None)
+    assert "no compiled step could be timed" in speed.reason
+
+
+def test_passes_of_a_step_count_for_how_long_a_training_is(
+    tiny_recipe: Any, by_hand: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speeds, "seconds_of_step", lambda *given: 0.01)
+    assert resolved(tiny_recipe, steps=50_000).compiled is None
+    assert resolved(tiny_recipe, steps=50_000, passes=2).compiled is not None
 
 
 def test_each_size_of_a_growing_resolution_has_to_pay(
@@ -219,6 +264,46 @@ def test_odd_passes_and_many_sides_are_not_compiled(monkeypatch: pytest.MonkeyPa
     assert {shape[0] for shape in made} == {8}
 
 
+@pytest.mark.parametrize(
+    ("kind", "passes", "mode"),
+    [("cuda", 1, "reduce-overhead"), ("cuda", 2, None), ("cpu", 1, None), ("cpu", 2, None)],
+)
+def test_kernels_become_one_graph_only_where_a_step_is_one_pass(
+    kind: str, passes: int, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str | None] = []
+
+    def compile(network: nn.Module, **settings: Any) -> Any:
+        chosen.append(settings["mode"])
+        return network
+
+    monkeypatch.setattr(compiling.torch, "compile", compile)
+    Compiled(network(), 8, torch.device(kind), passes=passes)
+    assert chosen == [mode]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [({}, (32, 1)), ({"train__micro_batch": 8}, (8, 4)), ({"train__hard_fraction": 0.5}, (16, 1))],
+)
+def test_what_is_compiled_is_told_how_many_passes_a_step_has(
+    changes: dict[str, Any], wanted: tuple[int, int], tiny_dataset: Any, tiny_recipe: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    made: list[tuple[int, int]] = []
+
+    def compiled(network: nn.Module, rows: int, device: torch.device, *, passes: int) -> nn.Module:
+        made.append((rows, passes))
+        return network
+
+    monkeypatch.setattr(speeds, "Compiled", compiled)
+    monkeypatch.setattr(speeds, "missing_compiler", lambda device: "")
+    recipe = tiny_recipe.override(train__compile=True, train__batch_size=32,
+                                  train__layout="contiguous", **changes)  # fmt: skip
+    resolve(network(), tiny_dataset, recipe, None)
+    assert made == [wanted]
+
+
 # The real thing
 
 
@@ -243,6 +328,28 @@ def test_compiled_training_resumes_to_the_bit(
         train(tiny_dataset, recipe=recipe, out=tmp_path / "parts")
     parts = resume(tmp_path / "parts", data=tiny_dataset)
     assert whole.weights.read_bytes() == parts.weights.read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("micro", [32, 8])
+def test_compiled_passes_have_the_gradient_of_the_whole_batch_on_a_graphics_processor(
+    micro: int, tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    recipe = tiny_recipe.override(train__layout="contiguous", train__batch_size=32)
+    plain = resolve(network, tiny_dataset, recipe.override(train__compile=False), None)
+    changes = {"train__compile": True, "train__micro_batch": micro}
+    settings = resolve(network, tiny_dataset, recipe.override(**changes), None)
+    assert settings.compiled is not None
+    for seed in range(5):  # a graph is recorded after the first passes
+        inputs = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 255
+        batch = Batch(*(one.cuda() for one in (inputs, torch.arange(32) % 10, torch.arange(32))))
+        accumulate(network, batch, plain)
+        wanted = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+        accumulate(network, batch, settings)
+        found = [p.grad for p in network.parameters()]
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.gpu

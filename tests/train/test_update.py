@@ -226,6 +226,39 @@ def test_frozen_norms_keep_their_statistics_and_others_do_not(
     assert kept == {True: True, False: False}
 
 
+def test_norms_of_any_number_of_dimensions_follow_the_recipe(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    def dense(**changes: Any) -> tuple[nn.BatchNorm1d, Any]:
+        norm = nn.BatchNorm1d(16)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), norm, nn.Linear(16, 10))
+        return norm, settled(network, tiny_dataset, tiny_recipe, **changes).freeze
+
+    norm, freeze = dense(model__freeze_norms=True, model__norm_momentum=0.3)
+    freeze.train_mode()
+    assert (norm.training, norm.momentum) == (False, 0.3)
+    norm, freeze = dense(train__head_only=0.5)
+    trained = []
+    for progress in (0.0, 0.5):
+        freeze.follow(progress)
+        trained.append(norm.training)
+    assert trained == [False, True]
+
+
+def test_held_norms_normalise_by_the_batch_or_as_frozen_and_take_nothing_in() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    network[1].eval()
+    network[2].momentum = None
+    features = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    before = {key: value.clone() for key, value in network.named_buffers()}
+    with update.held_norms(network):
+        held = [norm(features) for norm in network]
+    assert all(torch.equal(value, before[key]) for key, value in network.named_buffers())
+    for one, norm in zip(held, network, strict=True):
+        torch.testing.assert_close(one, norm(features))
+    assert network[2].num_batches_tracked == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "place"),
     [

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.resume_matrix import AXES, cells, one_cell
+from benchmarks.resume_matrix import AXES, cells, matrix, one_cell
 from trimtab.errors import BusyError, MachineError, UsageError
 from trimtab.machine import failpoints
 from trimtab.records.files import append_jsonl, locked, read_jsonl, write_json
@@ -67,10 +67,12 @@ def test_a_hundred_kills_at_any_moment_and_every_failpoint_end_as_the_whole_one(
     assert total["kills"] >= 100
 
 
-SOME = {**{axis: values[:1] for axis, values in AXES.items()}, "stopped": AXES["stopped"]}
+FIRST = {axis: values[:1] for axis, values in AXES.items()}
+SOME = [*cells({**FIRST, "stopped": AXES["stopped"]}),
+        *cells({**FIRST, "stopped": ("mid-epoch",), "with": AXES["with"][1:]})]  # fmt: skip
 
 
-@pytest.mark.parametrize("cell", list(cells(SOME)), ids=lambda cell: cell["stopped"])
+@pytest.mark.parametrize("cell", SOME, ids=lambda cell: f"{cell['stopped']}-{cell['with']}")
 def test_a_break_at_every_kind_of_place_changes_no_bit(
     cell: dict[str, Any], tiny_dataset: Any, tmp_path: Path
 ) -> None:
@@ -79,9 +81,7 @@ def test_a_break_at_every_kind_of_place_changes_no_bit(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "cell", list(cells(AXES)), ids=lambda cell: "-".join(map(str, cell.values()))
-)
+@pytest.mark.parametrize("cell", list(matrix()), ids=lambda cell: "-".join(map(str, cell.values())))
 def test_a_break_in_every_cell_of_the_matrix_changes_no_bit(
     cell: dict[str, Any], tiny_dataset: Any, tmp_path: Path
 ) -> None:

@@ -19,13 +19,16 @@ class Compiled:
 
     Odd passes, such as the last of an epoch, are not worth a compilation of their own; nor are more
     than `MOST_SHAPES` sides of pictures. On a CUDA device the kernels of a pass are launched as
-    one graph. Weights and buffers are the network's own.
+    one graph where a step is a single pass: with several, the gradients of one may lie where the
+    graph of the next one writes. Weights and buffers are the network's own.
     """
 
-    def __init__(self, network: nn.Module, rows: int, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, rows: int, device: torch.device, *, passes: int = 1
+    ) -> None:
         self.network, self.rows = network, rows
         self.shapes: set[torch.Size] = set()
-        mode = "reduce-overhead" if device.type == "cuda" else None
+        mode = "reduce-overhead" if device.type == "cuda" and passes == 1 else None
         self.fast = torch.compile(network, dynamic=False, mode=mode)
 
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -107,8 +107,10 @@ def begin(
 ) -> Contest:  # fmt: skip
     """Start a comparison, or open the one in `path`, which must be the same."""
     dataset = open_dataset(data, recipe, seed=seeds[0])
-    told = {"models": [member.name for member in members], "seed": seeds[0], "seeds": len(seeds),
-            "budget": budget.seconds if budget else None}  # fmt: skip
+    told: dict[str, Any] = {
+        "models": [member.name for member in members], "seed": seeds[0], "seeds": len(seeds),
+        "budget": budget.seconds if budget else None,
+    }  # fmt: skip
     if is_run(path):
         require_same(Run(path), dataset, recipe, **told)
         return reopened(Contest(Run(path), dataset, Run(path).recipe, budget, seeds, members))

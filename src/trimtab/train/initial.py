@@ -15,6 +15,8 @@ from trimtab.models.build import Network, build
 from trimtab.models.pretrained import start_from
 from trimtab.records.recipe import Recipe
 from trimtab.records.sections import FRESH
+from trimtab.train.norms import require_norms
+from trimtab.train.optimizers import require_lone_biases
 
 PICTURES = 5000
 BATCH = 500
@@ -22,40 +24,54 @@ FLOOR = 5e-4  # of a direction's variance, so that flat ones are not blown up
 
 
 def first_network(
-    dataset: Dataset, recipe: Recipe, *, seed: int, model: nn.Module | None = None
-) -> tuple[Network, dict[str, Any]]:
+    dataset: Dataset, recipe: Recipe, *, seed: int, model: nn.Module | None = None,
+    restored: bool = False,
+) -> tuple[Network, dict[str, Any]]:  # fmt: skip
     """Return the network a training starts with, and what it took of pretrained weights.
 
-    Random weights are those of `seed`; `model` is a user's own module. What was taken is empty
-    without `model.pretrained`. Raises UsageError where network or weights cannot be had.
+    Random weights are those of `seed`; `model` is a user's own module. `restored` says that a
+    checkpoint will bring the weights, so that no file of them is read. Raises UsageError where
+    network or weights cannot be had, and for a choice that no layer of the network can follow.
     """
     seed_everything(seed)
     network = build(dataset.schema, recipe, model)
-    taken = start_from(network, recipe) if recipe.model.pretrained != FRESH else {}
+    taken: dict[str, Any] = {}
+    if recipe.model.pretrained != FRESH and not restored:
+        taken = start_from(network, recipe)
     set_first_weights(network, dataset.splits["train"], recipe)
     return network, taken
 
 
 def set_first_weights(network: Network, train: Split, recipe: Recipe) -> None:
-    """Change fresh weights in place as `model.whiten` and `model.identity` say."""
-    if recipe.model.identity:
-        pass_on(network)
+    """Change first weights in place as `model.whiten` and `model.identity` say.
+
+    Raises UsageError for a choice that no layer of the network can follow.
+    """
+    if recipe.model.identity and not pass_on(network):
+        raise UsageError("model.identity is True, and no convolution behind the first of "
+                         f"{recipe.model.name} is plain, unstrided and of odd sides",
+                         "leave out model.identity")  # fmt: skip
     if recipe.model.whiten:
         whiten(network, train)
+    require_norms(network, recipe)
+    require_lone_biases(network, recipe)
 
 
 @torch.no_grad()
-def pass_on(network: nn.Module) -> None:
+def pass_on(network: nn.Module) -> int:
     """Let the first filters of every convolution but the first return their own inputs.
 
-    Filters beyond the inputs keep their random weights; depthwise and strided ones all do. Source:
-    Jordan 2024 (2404.00498), section 3.3.
+    Filters beyond the inputs keep their random weights; depthwise and strided ones all do. Returns
+    how many convolutions took it. Source: Jordan 2024 (2404.00498), section 3.3.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    for layer in layers[1:]:
-        odd = all(size % 2 for size in layer.kernel_size)
-        if layer.groups == 1 and layer.stride == (1, 1) and odd:
-            nn.init.dirac_(layer.weight[: layer.in_channels])
+    fitting = [
+        layer for layer in layers[1:] if layer.groups == 1 and layer.stride == (1, 1)
+        and all(size % 2 for size in layer.kernel_size)
+    ]  # fmt: skip
+    for layer in fitting:
+        nn.init.dirac_(layer.weight[: layer.in_channels])
+    return len(fitting)
 
 
 @torch.no_grad()

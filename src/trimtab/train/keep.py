@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import MachineError
+from trimtab.machine.compiled import missing_compiler
+from trimtab.machine.device import best_device
 from trimtab.machine.progress import say
 from trimtab.records.files import length_of, read_json, rewind
 from trimtab.records.recipe import Recipe
@@ -140,6 +142,26 @@ def resolved(settings: Settings) -> dict[str, Any]:
         "train__precision": settings.way.precision, "train__layout": settings.way.layout,
         "train__batch_size": settings.batch_size, "train__compile": settings.way.compiled,
     }  # fmt: skip
+
+
+def possible(recipe: Recipe, settled: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was `settled` when a training began, without what this machine cannot do.
+
+    What the recipe left open is given up, and said; what it demands stays, to be refused.
+    """
+    kept, device = dict(settled), best_device()
+    lost: list[str] = []
+    half = recipe.train.precision == "auto" and kept.get("train__precision") == "fp16"
+    if half and device.type != "cuda":
+        del kept["train__precision"]
+        lost.append(f"fp16 needs a CUDA device, got {device.type}; the precision is chosen anew")
+    compiled = recipe.train.compile == "auto" and kept.get("train__compile")
+    if compiled and (missing := missing_compiler(device)):
+        kept["train__compile"] = False
+        lost.append(f"{missing}; it goes on without compiling")
+    if lost:
+        say(f"warning: not to the bit what it would have been: {'; '.join(lost)}")
+    return kept
 
 
 def tell_changes(run: Run) -> None:

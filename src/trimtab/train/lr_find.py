@@ -13,14 +13,12 @@ from torch import nn
 
 from trimtab.data.dataset import Dataset, open_dataset
 from trimtab.errors import UsageError
-from trimtab.machine.device import seed_everything
 from trimtab.machine.interrupt import stoppable, stopped
-from trimtab.models.build import build
 from trimtab.records.files import make_folder, write_json, write_text
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import new_name, require_seed
 from trimtab.report.rates import rate_picture
-from trimtab.train.initial import set_first_weights
+from trimtab.train.initial import first_network
 from trimtab.train.run import with_model
 from trimtab.train.settings import peak_learning_rate
 from trimtab.train.sweep import Sweep, generators_restored, sweep
@@ -43,7 +41,7 @@ class LrFind:
     `smoothed` are the losses without their noise. `suggestion` is None where the curve does not
     tell; `usual` is the optimizer's usual rate, which then is as good as any. `clear` says whether
     the suggestion needs no second look, `reason` why. `ended` is top, diverged, not finite or
-    stopped. `path` is the folder of the files.
+    stopped. `head_only` says that only the last layer learnt. `path` is the folder of the files.
     """
 
     rates: tuple[float, ...]
@@ -59,6 +57,7 @@ class LrFind:
     optimizer: str
     batch_size: int
     precision: str
+    head_only: bool
     seed: int
     path: Path
 
@@ -75,7 +74,9 @@ class LrFind:
     @property
     def title(self) -> str:
         """What was swept."""
-        return f"{self.model}, {self.optimizer}, batches of {self.batch_size}, {self.precision}"
+        learnt = ", the head alone" if self.head_only else ""
+        batches = f"batches of {self.batch_size}"
+        return f"{self.model}, {self.optimizer}, {batches}, {self.precision}{learnt}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the folder as plain data."""
@@ -128,11 +129,13 @@ def lr_find(
     `data` and `model` are what `train` takes. The rate rises exponentially from a thousandth of
     the recipe's rate (the optimizer's usual one, where the recipe leaves it open) to a hundred
     times it, with the recipe's optimizer, loss, augmentation, batch size and precision; the sweep
-    ends before that where the loss diverges. All of it happens on a copy: `model` and torch's
-    random generators are afterwards as they were. `lr_find.json` and `lr_find.svg` are written to
-    `out`, by default a new folder below `runs`. Source: Smith 2017 (1506.01186), section 3.3; how
-    the suggestion is read off: `trimtab.train.valley`. Raises TrimtabError for data, recipe and
-    folder; Interrupted after Ctrl-C, what was swept until then being written.
+    ends before that where the loss diverges. It begins as a training does: from pretrained weights
+    where the recipe names some, and with `train.head_only` only the head learns. All of it happens
+    on a copy: `model` and torch's random generators are afterwards as they were. `lr_find.json` and
+    `lr_find.svg` are written to `out`, by default a new folder below `runs`. Source: Smith 2017
+    (1506.01186), section 3.3; how the suggestion is read off: `trimtab.train.valley`. Raises
+    TrimtabError for data, recipe and folder; Interrupted after Ctrl-C, what was swept until then
+    being written.
     """
     recipe = as_recipe(recipe)
     require_seed(seed)
@@ -167,10 +170,8 @@ def filled_or_gone(path: Path) -> Iterator[None]:
 def swept_by(
     dataset: Dataset, recipe: Recipe, model: nn.Module | None, *, steps: int, seed: int
 ) -> Sweep:
-    """Sweep a network as `train` would build it."""
-    seed_everything(seed)
-    network = build(dataset.schema, recipe, model)
-    set_first_weights(network, dataset.splits["train"], recipe)
+    """Sweep a network with the first weights that `train` would give it."""
+    network, _ = first_network(dataset, recipe, seed=seed, model=model)
     return sweep(network, dataset, recipe, steps=steps, seed=seed)
 
 
@@ -184,5 +185,6 @@ def found_in(swept: Sweep, recipe: Recipe, path: Path, *, seed: int) -> LrFind:
         reason=read.reason, usual=peak_learning_rate(recipe.override(train__learning_rate="auto")),
         ended=swept.ended, span=read.span, model=recipe.model.name,
         optimizer=recipe.train.optimizer, batch_size=swept.settings.batch_size,
-        precision=swept.settings.precision, seed=seed, path=path,
+        precision=swept.settings.precision, head_only=recipe.train.head_only > 0, seed=seed,
+        path=path,
     )  # fmt: skip

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.train.groupwise import Groupwise
+from trimtab.train.norms import BatchNorm
 
 Groups = list[dict[str, Any]]
 OTHER, HIDDEN, SCALE_FREE = "other", "hidden", "scale_free"
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = nn.modules.batchnorm._BatchNorm
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.Identity)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 RATES = {SCALE_FREE: 1.0, HIDDEN: 0.1, OTHER: 0.5}  # of the peak, which is for scale-free weights
@@ -140,7 +140,7 @@ def roles_of(network: nn.Module) -> dict[int, str]:
         layer = leaves[index]
         if getattr(layer, "groups", 1) == 1:
             after = next(leaf for leaf in leaves[index + 1 :] if not isinstance(leaf, POOLS))
-            normed = getattr(layer, "bias", None) is None and isinstance(after, NORMS)
+            normed = getattr(layer, "bias", None) is None and isinstance(after, BatchNorm)
             found[id(layer.weight)] = SCALE_FREE if normed else HIDDEN
     return found
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from trimtab.errors import UsageError
 from trimtab.models.depth import depths_of
+from trimtab.records.recipe import Recipe
 from trimtab.registry import did_you_mean, lookup
 from trimtab.train.groupwise import Groupwise
-from trimtab.train.muon import LAYERS, NORMS, OTHER, Groups, Muon, roles_of, split_by_role
+from trimtab.train.muon import LAYERS, OTHER, Groups, Muon, roles_of, split_by_role
+from trimtab.train.norms import BatchNorm, norms_of
 
 Build = Callable[..., torch.optim.Optimizer]
 PEAK_LEARNING_RATE = {
@@ -73,13 +75,24 @@ def lone_biases(network: nn.Module) -> set[int]:
 
     These are those of batch norms and of layers whose weights were frozen before.
     """
-    for norm in network.modules():
-        if isinstance(norm, NORMS) and norm.affine:
+    for norm in norms_of(network):
+        if norm.affine:
             norm.weight.requires_grad_(False)
             norm.weight.masked_fill_(norm.weight == 0, 1.0)
-    layers = [one for one in network.modules() if isinstance(one, (NORMS, *LAYERS))]
+    layers = [one for one in network.modules() if isinstance(one, (BatchNorm, *LAYERS))]
     return {id(one.bias) for one in layers if one.bias is not None
             and not one.weight.requires_grad}  # fmt: skip
+
+
+def require_lone_biases(network: nn.Module, recipe: Recipe) -> None:
+    """Raise UsageError for a `train.bias_rate` that no bias of `network` would get."""
+    if recipe.train.bias_rate == 1 or any(norm.bias is not None for norm in norms_of(network)):
+        return
+    layers = [one for one in network.modules() if isinstance(one, LAYERS)]
+    if all(one.bias is None or one.weight.requires_grad for one in layers):
+        raise UsageError(f"train.bias_rate is {recipe.train.bias_rate:g}, and {recipe.model.name} "
+                         "has neither batch norms with biases nor a whitened layer with one",
+                         "leave out train.bias_rate")  # fmt: skip
 
 
 def is_fusible(groups: Groups) -> bool:

@@ -10,11 +10,11 @@ from torch import nn
 
 from trimtab.data.dataset import Dataset, dataset_of, open_dataset
 from trimtab.errors import UsageError
-from trimtab.machine.device import device_name, seed_everything
+from trimtab.machine.device import device_name
 from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.machine.progress import began
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
-from trimtab.models.pretrained import require_named, start_from
+from trimtab.models.pretrained import require_named
 from trimtab.records.files import (
     length_of,
     locked,
@@ -37,11 +37,11 @@ from trimtab.records.run import (
     update_facts,
 )
 from trimtab.records.schema import Schema
-from trimtab.records.sections import FRESH, ModelSection
+from trimtab.records.sections import ModelSection
 from trimtab.records.target import parse_duration
 from trimtab.train.flip import settle_flip
-from trimtab.train.initial import set_first_weights
-from trimtab.train.keep import FOLDER
+from trimtab.train.initial import first_network
+from trimtab.train.keep import FOLDER, possible
 from trimtab.train.loop import TrainResult, train_network
 from trimtab.train.steps import step_folders
 
@@ -245,20 +245,17 @@ def train_into(
     write_json(run.path / "data.json", dataset.describe(run.path))
     if not (run.path / "findings.json").exists():
         write_json(run.path / "findings.json", [f.model_dump() for f in dataset.findings])
-    seed_everything(seed)
-    network = build(dataset.schema, recipe, model)
-    if recipe.model.pretrained != FRESH and not has_checkpoint(run):
-        source = start_from(network, recipe)
-        if run.measured("pretrained") is None:
-            run.record("pretrained", **source)
-    set_first_weights(network, dataset.splits["train"], recipe)
+    network, taken = first_network(dataset, recipe, seed=seed, model=model,
+                                   restored=has_checkpoint(run))  # fmt: skip
+    if taken and run.measured("pretrained") is None:
+        run.record("pretrained", **taken)
     recipe = recipe.override(**run.facts.get("settled", {}))
     if recipe.augment.flip == "auto":
         recipe = settle(run, network, dataset, recipe, seed=seed, seconds=budget_seconds)
     left = without(budget_seconds, time.monotonic() - started)
     update_facts(run, budget_seconds=left, resumable=resumable)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
-    resolved = recipe.override(**run.facts.get("resolved", {}))
+    resolved = recipe.override(**possible(recipe, run.facts.get("resolved", {})))
     result = train_network(network, dataset, resolved, run, seed=seed, budget_seconds=left)
     finish(run, network, result, dataset)
     return result

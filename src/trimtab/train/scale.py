@@ -24,6 +24,7 @@ class Scale:
     def __init__(self, device: torch.device, *, factor: float = 1.0) -> None:
         self.factor, self.fixed = factor, factor == 1
         self.clean = self.skipped = 0
+        self.other: dict[str, Any] = {}
         self.found = torch.zeros((), device=device)
         self.inverse = torch.full((), 1 / factor, device=device)
 
@@ -59,10 +60,16 @@ class Scale:
 
     def facts(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain values."""
-        return {"factor": self.factor, "clean": self.clean, "skipped": self.skipped}
+        return self.other or {"factor": self.factor, "clean": self.clean, "skipped": self.skipped}
 
     def restore(self, facts: dict[str, Any]) -> None:
-        """Go on from what `facts` returned."""
+        """Go on from what `facts` returned.
+
+        A fixed scale only keeps the facts of another precision, for a machine where they count.
+        """
+        if self.fixed:
+            self.other = facts
+            return
         self.clean, self.skipped = facts["clean"], facts["skipped"]
         self.set(facts["factor"])
 

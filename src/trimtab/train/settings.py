@@ -33,7 +33,7 @@ from trimtab.train.schedules import (
     with_settings,
     with_warmup,
 )
-from trimtab.train.speed import Speed, resolve_speed, rows_of_pass
+from trimtab.train.speed import Speed, passes_of_step, resolve_speed, rows_of_pass
 
 MIN_STEPS_PER_EPOCH = 40
 SMALLEST_BATCH, LARGEST_BATCH = 32, 128
@@ -117,7 +117,9 @@ def resolve(
     peak, size = peak_learning_rate(recipe), resolve_batch_size(recipe, dataset)
     steps = recipe.train.epochs * -(-len(dataset.splits["train"]) // size)
     shape = (rows_of_pass(recipe, size), *dataset.schema.input_shape)
-    speed = resolve_speed(network, torch.rand(shape, device=device).mul_(255), recipe, steps=steps,
+    pixels = torch.rand(shape, device=device).mul_(255)
+    speed = resolve_speed(network, pixels, recipe, steps=steps,
+                          passes=passes_of_step(recipe, size),
                           budget_seconds=budget_seconds)  # fmt: skip
     optimizer = build_optimizer(network, recipe, peak)
     trained = [one for group in optimizer.param_groups for one in group["params"]]

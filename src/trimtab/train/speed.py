@@ -34,6 +34,7 @@ from trimtab.records.run import Run
 from trimtab.train.norms import train_mode
 
 BUDGET_SHARE = 0.02  # of a budget: more of it no trial takes
+COMPARED_STEPS = 6  # eager and compiled in turns: so many should fit into their trial
 
 
 class Timing(NamedTuple):
@@ -48,7 +49,8 @@ class Timing(NamedTuple):
 class Speed:
     """How a training computes, and what was measured to choose it.
 
-    `reason` says why a training that could have been compiled is not.
+    `reason` says why a training that could have been compiled is not; `passes` are those of a usual
+    step.
     """
 
     way: Way
@@ -56,6 +58,7 @@ class Speed:
     compiled: Compiled | None = None
     compile_seconds: float = 0.0
     reason: str = ""
+    passes: int = 1
 
     def record(self, run: Run | None, device: torch.device) -> None:
         """Put what was measured into the ledger of `run`, where there is one."""
@@ -74,27 +77,29 @@ class Speed:
 
 
 def resolve_speed(
-    network: nn.Module, inputs: Tensor, recipe: Recipe, *, steps: int,
+    network: nn.Module, inputs: Tensor, recipe: Recipe, *, steps: int, passes: int = 1,
     budget_seconds: float | None = None,
 ) -> Speed:  # fmt: skip
     """Return the fastest of the ways that the recipe leaves open; the network gets its layout.
 
-    `inputs` are random pixels of a whole pass, `steps` those of the whole training. Nothing is
-    slower than plain fp32, as far as the trial can tell. Raises MachineError for what the recipe
-    asks and the machine has not.
+    `inputs` are random pixels of a whole pass, `passes` those of a step, `steps` those of the whole
+    training. Nothing is slower than plain fp32, as far as the trial can tell. Raises MachineError
+    for what the recipe asks and the machine has not.
     """
-    ways, budget = open_ways(recipe, inputs.device), budget_seconds or math.inf
+    budget = math.inf if budget_seconds is None else budget_seconds  # 0: all of it is spent
+    ways = open_ways(recipe, inputs.device)
     train_mode(network, freeze_norms=recipe.model.freeze_norms)
     with sound_strides(network), quick_depthwise(network):
         speed = Speed(ways[0])
         network.to(memory_format=LAYOUTS[speed.way.layout])
         if len(ways) > 1:
             speed = fastest(network, inputs, ways, min(SECONDS, BUDGET_SHARE * budget))
+        speed.passes = passes
         if recipe.train.compile is True:
             speed.compile_seconds = compile_for(speed, network, inputs)
         elif recipe.train.compile == "auto" and can_amortise(budget, inputs.device):
             worth = fmean(side**2 for side in recipe.train.resolution or (1.0,))
-            consider_compiling(speed, network, inputs, worth * steps, budget,
+            consider_compiling(speed, network, inputs, worth * steps * passes, budget,
                                shapes=len(set(recipe.train.resolution)) or 1)  # fmt: skip
     return speed
 
@@ -121,13 +126,14 @@ def fastest(network: nn.Module, inputs: Tensor, ways: tuple[Way, ...], seconds: 
 
 
 def consider_compiling(
-    speed: Speed, network: nn.Module, inputs: Tensor, steps: float, budget: float, *, shapes: int
+    speed: Speed, network: nn.Module, inputs: Tensor, passes: float, budget: float, *, shapes: int
 ) -> None:
-    """Compile where the training is long enough to win that back and the result is faster.
+    """Compile where a training of so many `passes` can win that back and the result is faster.
 
     Whatever goes wrong, the training is not compiled and `speed.reason` says why.
     """
-    expected = min(budget, steps * seconds_of_step(speed, network, inputs))
+    taken = seconds_of_step(speed, network, inputs)
+    expected = min(budget, passes * taken)
     if not can_amortise(expected, inputs.device, shapes):
         speed.reason = f"about {expected:.0f} s of training are too short to win compiling back"
         return
@@ -139,11 +145,14 @@ def consider_compiling(
         say(f"not compiled: {error.message}")
         return
     ways = (eager, speed.way)
-    chosen, found = probe(network, inputs, ways, compiled=speed.compiled)
+    chosen, found = probe(network, inputs, ways, seconds=max(SECONDS, COMPARED_STEPS * taken),
+                          compiled=speed.compiled)  # fmt: skip
     speed.timings += [Timing(way, len(inputs), found[way]) for way in ways]
     if chosen == eager:
         speed.way, speed.compiled = eager, None
-        speed.reason = "compiled steps are not faster by 5 %"
+        timed = math.isfinite(found[ways[1]])
+        speed.reason = ("compiled steps are not faster by 5 %" if timed else
+                        "no compiled step could be timed within the trial")  # fmt: skip
 
 
 def seconds_of_step(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
@@ -163,7 +172,7 @@ def compile_for(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
     if missing := missing_compiler(inputs.device):
         raise MachineError(f"train.compile cannot work: {missing}",
                            "install one, or leave out train.compile")  # fmt: skip
-    compiled = Compiled(network, len(inputs), inputs.device)
+    compiled = Compiled(network, len(inputs), inputs.device, passes=speed.passes)
     started = time.perf_counter()
     try:
         with unchanged(network):
@@ -178,8 +187,17 @@ def compile_for(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
 
 def rows_of_pass(recipe: Recipe, size: int) -> int:
     """Return how many samples a usual forward pass has in steps of `size` samples."""
-    learnt = max(2, round(recipe.train.hard_fraction * size))
-    micro = recipe.train.micro_batch
+    return round(learnt_samples(recipe, size) / passes_of_step(recipe, size))
+
+
+def passes_of_step(recipe: Recipe, size: int) -> int:
+    """Return in how many forward passes a usual step of `size` samples learns."""
+    learnt, micro = learnt_samples(recipe, size), recipe.train.micro_batch
     if micro == "auto" or micro >= learnt:
-        return learnt
-    return round(learnt / max(1, min(-(-learnt // micro), learnt // 2)))
+        return 1
+    return max(1, min(-(-learnt // micro), learnt // 2))
+
+
+def learnt_samples(recipe: Recipe, size: int) -> int:
+    """Return from how many of `size` samples a step learns."""
+    return max(2, round(recipe.train.hard_fraction * size))

@@ -13,7 +13,9 @@ from trimtab.data.dataset import Batch, Dataset
 from trimtab.data.feed import Feed
 from trimtab.errors import DivergedError
 from trimtab.machine.interrupt import stop_on_interrupt
+from trimtab.machine.memory import kept_memory
 from trimtab.machine.progress import progress
+from trimtab.models.depthwise import quick_depthwise
 from trimtab.models.strided import sound_strides
 from trimtab.records.recipe import Recipe
 from trimtab.train.log import Clock
@@ -70,15 +72,24 @@ def sweep(
     """Train `network` for `steps` updates at most while the learning rate rises exponentially.
 
     It rises from a thousandth of the recipe's peak to a hundred times it, with the recipe's
-    optimizer, loss, augmentation, batch size and precision, at full resolution. A loss or gradient
-    that is not finite ends it, as does a loss that diverges and a first Ctrl-C.
+    optimizer, loss, augmentation, batch size and precision, at full resolution. Where the recipe
+    has a phase in which only the head learns, that phase is swept. It is compiled only where the
+    recipe demands it: compiling takes longer than the sweep. A loss or gradient that is not finite
+    ends it, as does a loss that diverges and a first Ctrl-C.
     """
+    if recipe.train.compile == "auto":
+        recipe = recipe.override(train__compile=False)
     settings = rising(resolve(network, dataset, recipe, None))
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     found, clock = Sweep(settings), Clock(None, total_steps=steps - 1)
     settings.freeze.train_mode()
-    with sound_strides(network), progress(1.0, "lr-find") as bar, stop_on_interrupt() as stop:
+    settings.freeze.follow(0.0)
+    with (
+        kept_memory(), sound_strides(network), quick_depthwise(network),
+        progress(1.0, "lr-find") as bar,
+        stop_on_interrupt() as stop,
+    ):  # fmt: skip
         for batch in endless(feed):
             rate = set_rate(settings, clock.progress)
             try:

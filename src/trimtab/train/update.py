@@ -98,16 +98,19 @@ def gradients_of(network: nn.Module, batch: Batch, settings: Settings) -> Tensor
 
 @contextmanager
 def held_norms(network: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norms as they are inside the block."""
-    norms = norms_of(network)
-    before = [norm.momentum for norm in norms]
+    """Keep the running statistics of batch norms as they are inside the block.
+
+    Nothing is written to them at all: a momentum of 0 would let NaN in, which 0 times NaN is. Those
+    that learn normalise by their batch all the same, frozen ones by what they hold.
+    """
+    norms = [norm for norm in norms_of(network) if norm.track_running_stats]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def retried(work: Callable[[], Found], settings: Settings) -> Found:
