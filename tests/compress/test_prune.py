@@ -344,7 +344,7 @@ def test_network_without_norms_is_tuned_whatever_the_recipe_it_was_adopted_with_
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10))  # fmt: skip
     recipe = Recipe().override(
         train__epochs=1, augment__flip=False, train__precision="fp32", train__layout="contiguous",
-        train__bias_rate=4.0, model__freeze_norms=True,
+        train__bias_rate=4.0,
     )  # fmt: skip
     run = adopt(body, tiny_dataset, recipe=recipe, out=tmp_path / "own")
     assert prune(run, keep=0.5, data=tiny_dataset, out=tmp_path / "small").measured("accuracy")
