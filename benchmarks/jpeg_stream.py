@@ -31,7 +31,8 @@ AUGMENT = AugmentSection(crop=0.92, shift=0.0, flip=True)
 SOURCE = "imagenette224_subset.zip"
 STREAM, CACHED, THEIRS = "trimtab, streamed", "trimtab, cached", "DataLoader + torchvision"
 
-Contestants = dict[str, Callable[[int], Iterable[torch.Tensor]]]
+Epochs = Callable[[range], Iterable[torch.Tensor]]
+Contestants = dict[str, Epochs]
 
 
 class Photos(Dataset[Any]):
@@ -77,27 +78,27 @@ def split_of(folder: Path, storage: str) -> Split:
     return open_dataset(folder, recipe).splits["train"]
 
 
-def epoch_of(split: Split) -> Callable[[int], Iterator[torch.Tensor]]:
-    """Return what yields the inputs of an epoch by its number, memory kept as in a training."""
+def epochs_of(split: Split) -> Epochs:
+    """Return what yields the inputs of some epochs, memory kept as in a training."""
     feed = Feed(split, AUGMENT, batch_size=BATCH, seed=0, classes=10)
 
-    def epoch(number: int) -> Iterator[torch.Tensor]:
+    def epochs(numbers: range) -> Iterator[torch.Tensor]:
         with kept_memory():
-            for batch in feed.epoch(number):
-                yield batch.inputs
+            for number in numbers:
+                yield from (batch.inputs for batch in feed.epoch(number))
 
-    return epoch
+    return epochs
 
 
 def contestants(folder: Path) -> Contestants:
-    """Return what yields the float batches of an epoch, by name."""
+    """Return what yields the float batches of some epochs, by name."""
     stream = split_of(folder, "stream")
     loader = DataLoader(Photos(folder, stream), BATCH, shuffle=True, num_workers=WORKERS,
                         persistent_workers=True)  # fmt: skip
     return {
-        STREAM: epoch_of(stream),
-        CACHED: epoch_of(split_of(folder, "memory")),
-        THEIRS: lambda _: (inputs for inputs, _ in loader),
+        STREAM: epochs_of(stream),
+        CACHED: epochs_of(split_of(folder, "memory")),
+        THEIRS: lambda numbers: (inputs for _ in numbers for inputs, _ in loader),
     }
 
 
@@ -108,12 +109,16 @@ def speed(batches: Iterable[torch.Tensor]) -> float:
     return count / (time.perf_counter() - started)
 
 
-def measured(against: Contestants, rounds: int) -> dict[str, list[float]]:
-    """Return the speeds of some rounds, in turns there and back; a first round is not counted."""
+def measured(against: Contestants, rounds: int, epochs: int) -> dict[str, list[float]]:
+    """Return the speeds of some rounds, in turns there and back; a first round is not counted.
+
+    A turn lasts some epochs, as a training does.
+    """
     found: dict[str, list[float]] = {name: [] for name in against}
     for number in range(rounds + 1):
         for name in list(against) if number % 2 else reversed(list(against)):
-            found[name].append(speed(against[name](number)))
+            numbers = range(number * epochs, (number + 1) * epochs)
+            found[name].append(speed(against[name](numbers)))
     return {name: speeds[1:] for name, speeds in found.items()}
 
 
@@ -133,11 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=3, help="of a turn")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "photos"
         kilobytes = write_photos(folder, options.pictures)
-        found = measured(contestants(folder), options.rounds)
+        found = measured(contestants(folder), options.rounds, options.epochs)
     write(
         "jpeg_stream",
         rows_of(found),
@@ -146,7 +152,7 @@ def main() -> None:
         f"crop to {SIDE} and flip. The DataLoader has {WORKERS} workers that stay; trimtab decodes "
         "in the training's own process, a thread per core. `cached` crops the pictures as they "
         f"were decoded once to {SIDE} pixels, as from the second epoch on with `data.storage: "
-        "memory`. Timed in turns, there and back; the ratio is a geometric mean with its 95 % "
+        f"memory`. Timed in turns of {options.epochs} epochs, there and back; the ratio is a geometric mean with its 95 % "
         "interval.",
     )
 
