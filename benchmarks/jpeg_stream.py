@@ -152,8 +152,8 @@ def main() -> None:
         f"crop to {SIDE} and flip. The DataLoader has {WORKERS} workers that stay; trimtab decodes "
         "in the training's own process, a thread per core. `cached` crops the pictures as they "
         f"were decoded once to {SIDE} pixels, as from the second epoch on with `data.storage: "
-        f"memory`. Timed in turns of {options.epochs} epochs, there and back; the ratio is a geometric mean with its 95 % "
-        "interval.",
+        f"memory`. Timed in turns of {options.epochs} epochs, there and back; the ratio is a "
+        "geometric mean with its 95 % interval.",
     )
 
 
