@@ -254,23 +254,28 @@ from trimtab.records.files import append_jsonl, write_json
 from trimtab.models.build import save_weights
 from trimtab.train.checkpoint import Checkpoints
 
-folder, step = Path(sys.argv[1]), int(sys.argv[2])
+folder, step, parts = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 folder.mkdir(exist_ok=True)
-os.open("/dev/zero", os.O_RDONLY)  # where the tracer's count may begin
-with Checkpoints(folder / "checkpoints") as checkpoints:
-    checkpoints.save(step, {"weights": {"w": torch.full((50,), float(step))}}, {"step": step})
-save_weights(torch.nn.Linear(1, 1), folder / "weights.safetensors")
-append_jsonl(folder / "ledger.jsonl", {"what": "step", "value": step})
-write_json(folder / "run.json", {"step": step})
+if "save" in parts:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(step, {"weights": {"w": torch.full((50,), float(step))}}, {"step": step})
+if "end" in parts:
+    save_weights(torch.nn.Linear(1, 1), folder / "weights.safetensors")
+    append_jsonl(folder / "ledger.jsonl", {"what": "step", "value": step})
+    write_json(folder / "run.json", {"step": step})
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("calls", ["rename", "fsync", "mkdir,rmdir,unlink,unlinkat"])
+@pytest.mark.parametrize(("part", "calls"), [
+    ("save", "rename"), ("save", "fsync"), ("save", "unlink,unlinkat"), ("end", "rename"),
+    ("end", "fsync"),
+])  # fmt: skip
 def test_killed_at_every_system_call_of_a_save_and_of_the_end_there_is_the_old_or_the_new(
-    calls: str, tmp_path: Path
+    part: str, calls: str, tmp_path: Path
 ) -> None:
+    """The tracer counts the calls of each thread, so that a save and the end are killed apart."""
     from trimtab.train.checkpoint import Checkpoints
 
     count, status = 0, -signal.SIGKILL
@@ -280,7 +285,7 @@ def test_killed_at_every_system_call_of_a_save_and_of_the_end_there_is_the_old_o
         for step in (1, 2):
             run_saver(folder, step)
         prefix = traced(calls, f"signal=KILL:when={count}")
-        status = run_saver(folder, 3, *prefix).returncode
+        status = run_saver(folder, 3, *prefix, parts=(part,)).returncode
         with Checkpoints(folder / "checkpoints") as checkpoints:
             found = checkpoints.newest()
         assert found is not None
@@ -290,16 +295,20 @@ def test_killed_at_every_system_call_of_a_save_and_of_the_end_there_is_the_old_o
         assert facts["step"] in (2, 3)
         assert [row["value"] for row in rows] in ([1, 2], [1, 2, 3])
         if facts["step"] == 3:
-            assert (found.step, len(rows)) == (3, 3)
+            assert len(rows) == 3
         assert run_saver(folder, 4).returncode == 0
         with locked(folder):
             assert not any(one.name.endswith(".tmp") for one in folder.rglob("*"))
+        if status == 0:
+            assert 3 in (found.step, facts["step"])
     assert status == 0
-    assert count > 3
+    assert count > 2
 
 
-def run_saver(folder: Path, step: int, *prefix: str) -> subprocess.CompletedProcess[str]:
-    return run_command([sys.executable, "-c", SAVER, str(folder), str(step)], *prefix)
+def run_saver(
+    folder: Path, step: int, *prefix: str, parts: tuple[str, ...] = ("save", "end")
+) -> subprocess.CompletedProcess[str]:
+    return run_command([sys.executable, "-c", SAVER, str(folder), str(step), *parts], *prefix)
 
 
 @pytest.mark.slow
