@@ -59,6 +59,20 @@ def test_shift_under_half_a_pixel_changes_nothing() -> None:
     assert torch.equal(augment.shift(inputs, draw(32), strength=0.05), inputs)
 
 
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+@pytest.mark.parametrize("shape", [(9, 4, 6, 3), (9, 5, 5, 1), (1, 4, 6, 3)])
+def test_mirroring_alone_gives_what_the_moves_give(shape: tuple[int, ...], flip: str) -> None:
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    own = torch.arange(len(pixels))
+    for epoch in range(2):
+        draw, moves = Draw(3, epoch, own), warp.Moves(flip=flip)
+        at = warp.places(draw, moves, *shape[1:3])
+        wanted = warp.moved(warp.widened(pixels, 0, True), own, at, (0, 0))
+        found = warp.mirrored(pixels, draw, flip)
+        assert found.is_contiguous()
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(("name", "dim"), [("flip", 3), ("flip_alternating", 3),
                                            ("flip_vertical", 2)])  # fmt: skip
 def test_a_flip_mirrors_about_half_of_the_pictures(name: str, dim: int) -> None:

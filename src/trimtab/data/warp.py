@@ -73,7 +73,7 @@ def mirrored(pixels: Tensor, draw: Draw, flip: str) -> Tensor:
         return pixels
     upright = pixels.permute(0, 3, 1, 2)  # in this order torch mirrors whole registers
     found = torch.where(chosen[:, None, None, None], upright.flip(3), upright)
-    return found.permute(0, 2, 3, 1)
+    return found.permute(0, 2, 3, 1).contiguous()
 
 
 def widened(pixels: Tensor, across: int, both: bool) -> Tensor:

@@ -29,9 +29,9 @@ class Depthwise(nn.Conv2d):
 class MixedDepthwise(torch.autograd.Function):
     """Convolve in the features' precision; some gradients, by shape, in fp32.
 
-    On one Zen 4 core the gradient of the inputs of a strided one took 59 ms in bf16 and 0.6 ms in
-    fp32 (64 x 88 x 14 x 14, kernel 5), that of a weight of side 5 took 25 and 9 ms; all others are
-    quicker in bf16, as is the forward pass.
+    In bf16 oneDNN has no quick kernel for the gradient of the inputs of a strided one, nor for that
+    of a weight of side 5 and above; all others are quicker in bf16, as is the forward pass
+    (`benchmarks/cnn_throughput.py` times networks that have them).
     """
 
     @staticmethod
