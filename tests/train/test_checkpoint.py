@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from trimtab.errors import MachineError, UsageError
@@ -104,12 +105,23 @@ def test_what_changes_after_save_returns_is_not_in_the_file(tmp_path: Path) -> N
     assert_is(checkpoints.newest(), 5)
 
 
-def test_memory_of_the_last_save_is_used_again_and_other_shapes_get_their_own() -> None:
-    first = take({"a": {"x": torch.ones(4, 4), "y": torch.ones(3)}}, {})
-    again = take({"a": {"x": torch.zeros(4, 4), "y": torch.zeros(5)}}, first)
-    assert again["a"]["x"] is first["a"]["x"]
-    assert again["a"]["y"] is not first["a"]["y"]
-    assert not again["a"]["x"].any()
+def test_memory_of_the_last_save_is_used_again_unless_a_shape_is_another() -> None:
+    first = take({"a": {"x": torch.ones(4, 4), "y": torch.ones(3)}, "b": {"z": torch.ones(2)}}, {})
+    again = take({"a": {"x": torch.zeros(4, 4), "y": torch.zeros(5)}, "b": {"z": torch.zeros(2)}},
+                 first)  # fmt: skip
+    assert again["b"] is first["b"]
+    assert again["a"] is not first["a"]
+    assert not any(tensor.any() for copy in again.values() for tensor in copy.tensors.values())
+
+
+def test_what_lies_side_by_side_is_written_at_once() -> None:
+    plain = {f"{number:02}": torch.rand(3, number % 4) for number in range(50)}
+    turned = {**plain, "25": torch.rand(4, 3).T}
+    pieces = list(safetensors_of(take({"a": plain}, {})["a"]))
+    others = list(safetensors_of(take({"a": turned}, {})["a"]))
+    assert len(pieces) == 2  # the header and the values
+    assert len(others) == 4
+    assert load(b"".join(others))["25"].equal(turned["25"])
 
 
 def test_order_in_memory_views_and_tied_weights_do_not_matter(tmp_path: Path) -> None:
@@ -190,7 +202,7 @@ def test_any_tensors_come_back_bit_for_bit(tensors: dict[str, Tensor]) -> None:
 def test_values_in_the_file_are_aligned_for_their_type() -> None:
     tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(2), "c": torch.ones(1).half(),
                "d": torch.ones(1, dtype=torch.float64)}  # fmt: skip
-    content = b"".join(safetensors_of(tensors))
+    content = b"".join(safetensors_of(take({"a": tensors}, {})["a"]))
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
     for name, tensor in tensors.items():

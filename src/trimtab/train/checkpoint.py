@@ -28,7 +28,7 @@ from trimtab.errors import MachineError, TrimtabError, UsageError
 from trimtab.machine.folders import free_bytes
 from trimtab.machine.progress import say
 from trimtab.records.files import explained, make_folder, read_json, sync_folder, way_out
-from trimtab.train.snapshot import Groups, safetensors_of, take, total_bytes
+from trimtab.train.snapshot import Copy, Groups, safetensors_of, take, total_bytes
 from trimtab.train.steps import discard, faults, order_of, publish, remove_leftovers, step_folders
 
 STATE = "state.json"
@@ -83,7 +83,7 @@ class Checkpoints:
         with explained(folder):
             sync_folder(folder.parent)
             remove_leftovers(folder)
-        self._copies: dict[str, dict[str, Tensor]] = {}
+        self._copies: dict[str, Copy] = {}
         # A thread that waits is handed work at once; starting one would wait for its first steps.
         # The interpreter lets it finish what it has before it ends.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -122,7 +122,7 @@ class Checkpoints:
         """
         assert all(group.isidentifier() for group in tensors), list(tensors)
         self._land()
-        content = json.dumps(facts, indent=2, allow_nan=False).encode()
+        content = json.dumps(facts, allow_nan=False).encode()
         if not self._copies:
             self.require_space(tensors)
         self._copies = take(tensors, self._copies)
@@ -206,10 +206,10 @@ class Checkpoints:
     def _miss(self, error: OSError) -> None:
         """Warn at the first failed save of a row, raise MachineError at the third."""
         self._misses += 1
+        needed = total_bytes({group: copy.tensors for group, copy in self._copies.items()})
         message = (
             f"a checkpoint could not be written to {self.folder}: {error.strerror or error} "
-            f"({megabytes(total_bytes(self._copies))} needed, {megabytes(free_bytes(self.folder))} "
-            "free)"
+            f"({megabytes(needed)} needed, {megabytes(free_bytes(self.folder))} free)"
         )
         if self._misses >= MISSES:
             raise MachineError(f"{MISSES} times in a row {message}", way_out(error)) from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,7 +32,16 @@ def total_bytes(groups: Groups) -> int:
                for one in group.values())  # fmt: skip
 
 
-def take(groups: Groups, old: Groups) -> dict[str, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Copy:
+    """Tensors in host memory, and the pieces of their file, known before they are written."""
+
+    tensors: dict[str, Tensor]
+    header: bytes
+    runs: list[Tensor]  # what lies side by side in memory as one, in the order of the file
+
+
+def take(groups: Groups, old: Mapping[str, Copy]) -> dict[str, Copy]:
     """Return copies of all tensors in host memory, finished when this returns.
 
     Memory of `old`, an earlier result that nobody reads any more, is used again where it fits:
@@ -39,14 +49,9 @@ def take(groups: Groups, old: Groups) -> dict[str, dict[str, Tensor]]:
     threads; from a graphics processor into pinned memory. Raises UsageError for what cannot be
     stored.
     """
-    copies: dict[str, dict[str, Tensor]] = {}
-    sources: list[Tensor] = []
-    for group, tensors in groups.items():
-        known = old.get(group, {})
-        copies[group] = {name: room_for(group, name, tensor, known.get(name))
-                         for name, tensor in tensors.items()}  # fmt: skip
-        sources += tensors.values()
-    targets = [buffer for buffers in copies.values() for buffer in buffers.values()]
+    copies = {group: room_for(group, groups[group], old.get(group)) for group in groups}
+    sources = [one for tensors in groups.values() for one in tensors.values()]
+    targets = [copies[group].tensors[name] for group, tensors in groups.items() for name in tensors]
     if targets:
         with torch.no_grad():
             torch._foreach_copy_(targets, sources, non_blocking=True)
@@ -55,38 +60,66 @@ def take(groups: Groups, old: Groups) -> dict[str, dict[str, Tensor]]:
     return copies
 
 
-def room_for(group: str, name: str, source: Tensor, buffer: Tensor | None) -> Tensor:
-    """Return host memory in the order of `source`: `buffer` where that fits."""
-    if buffer is not None and fits(buffer, source):
-        return buffer
-    if source.layout != torch.strided or source.dtype not in DTYPES or name == METADATA:
-        what = f"{group}/{name} cannot be kept in a checkpoint: {source.layout}, {source.dtype}"
-        raise UsageError(what, "checkpoints hold dense tensors of plain types")
-    return torch.empty_like(source, device="cpu", pin_memory=source.is_cuda, requires_grad=False)
+def room_for(group: str, tensors: Tensors, old: Copy | None) -> Copy:
+    """Return host memory for `tensors`, each in its own order: `old` where that fits.
+
+    All are parts of one block, in the order of the file, so that neighbours are written at once.
+    """
+    if old is not None and fits(old.tensors, tensors):
+        return old
+    for name, one in tensors.items():
+        if one.layout != torch.strided or one.dtype not in DTYPES or name == METADATA:
+            what = f"{group}/{name} cannot be kept in a checkpoint: {one.layout}, {one.dtype}"
+            raise UsageError(what, "checkpoints hold dense tensors of plain types")
+    # Larger types first, so that all values are aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    pinned = any(one.is_cuda for one in tensors.values())
+    block = torch.empty(total_bytes({group: tensors}), dtype=torch.uint8, pin_memory=pinned)
+    parts = block.split([tensors[name].nbytes for name in names]) if names else ()
+    copies = {name: part.view(tensors[name].dtype).as_strided(tensors[name].shape,
+                                                              strides(tensors[name]))
+              for name, part in zip(names, parts, strict=True)}  # fmt: skip
+    return Copy(copies, header_of(copies), joined(copies.values(), block))
 
 
-def fits(buffer: Tensor, source: Tensor) -> bool:
-    """Return whether `buffer` is what a copy of `source` would be put into."""
-    return (
+def fits(buffers: Tensors, sources: Tensors) -> bool:
+    """Return whether `buffers` are what copies of `sources` would be put into."""
+    return buffers.keys() == sources.keys() and all(
         buffer.dtype == source.dtype
         and buffer.shape == source.shape
         and source.layout == torch.strided
-        and buffer.stride() == source.stride()
+        and (buffer.stride() == source.stride() or buffer.stride() == strides(source))
+        for buffer, source in ((buffers[name], sources[name]) for name in sources)
     )
 
 
-def safetensors_of(tensors: Tensors) -> Iterator[bytes | memoryview]:
+def strides(source: Tensor) -> tuple[int, ...]:
+    """Return the strides of a copy of `source` without gaps."""
+    return torch.empty_like(source, device="meta").stride()
+
+
+def joined(parts: Iterable[Tensor], block: Tensor) -> list[Tensor]:
+    """Return the `parts` of a block, in order; those that need no turning come together."""
+    runs: list[Tensor] = []
+    start = end = 0
+    for part in parts:
+        if not part.is_contiguous():
+            runs += [block[start:end], part]
+            start = end + part.nbytes
+        end += part.nbytes
+    return [run for run in [*runs, block[start:end]] if run.numel()]
+
+
+def safetensors_of(copy: Copy) -> Iterator[bytes | memoryview]:
     """Yield the pieces of the safetensors file of host tensors.
 
     Eight bytes of little-endian length, a JSON header padded by spaces, then the values without
-    gaps, larger types first so that all are aligned (format: github.com/huggingface/safetensors).
-    Pieces are views of the tensors: written and hashed without another copy and without Python's
-    lock, so that training goes on meanwhile.
+    gaps (format: github.com/huggingface/safetensors). Pieces are views of the tensors: written and
+    hashed without another copy and without Python's lock, so that training goes on meanwhile.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    yield header_of({name: tensors[name] for name in names})
-    for name in names:
-        values = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
+    yield copy.header
+    for run in copy.runs:
+        values = run.contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(values), CHUNK_BYTES):
             yield values[start : start + CHUNK_BYTES]
 

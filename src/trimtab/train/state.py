@@ -26,7 +26,8 @@ def training_state(
     `facts` (plain JSON) and `groups` (e.g. `best`, `average`).
     """
     tensors, plain = optimizer_tensors(optimizer)
-    own = {"weights": network.state_dict(), "optimizer": tensors, "random": random_tensors()}
+    weights = network.state_dict(keep_vars=True)
+    own = {"weights": weights, "optimizer": tensors, "random": random_tensors()}
     return {**own, **(groups or {})}, {**facts, "optimizer": plain}
 
 
@@ -97,7 +98,7 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Return `value` as JSON, its tensors put into `tensors` under names that begin with `name`."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach()
+        tensors[name] = value
         return {"tensor": name, "host": value.device.type == "cpu"}
     if type(value) in (list, tuple):
         items = [flatten(one, f"{name}.{place}", tensors) for place, one in enumerate(value)]
