@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trimtab  # noqa: F401  # isort: skip - before torch, as the command does: idle threads sleep
+
 import argparse
 import io
 import tempfile

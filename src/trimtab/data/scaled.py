@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 REDUCTIONS = (8, 4, 2)  # what the inverse cosine transform does for less than nothing
 COLOURS = {"YCbCr", "RGB", "Gray", "GRAY"}
-HEAD_BYTES = 1 << 17
+SCAN, APPLICATION = b"\xda", b"\xe1"  # markers of a JPEG
 NOTES = (b"Exif\0\0", b"http://ns.adobe.com/xap/")  # what an orientation stands in
 TURNED = range(5, 9)  # orientations that swap height and width
 
@@ -64,9 +64,19 @@ def upright_pixels(
 
 def orientation(content: bytes) -> int:
     """Return the orientation of a JPEG, 1 to 8."""
-    if not any(content.find(note, 0, HEAD_BYTES) >= 0 for note in NOTES):
+    if not noted(content):
         return 1
     return decode.orientation_of(decode.open_header(content))
+
+
+def noted(content: bytes) -> bool:
+    """Return whether a JPEG may have a block of EXIF or XMP before its first scan."""
+    at = 2
+    while content[at : at + 1] == b"\xff" and (kind := content[at + 1 : at + 2]) != SCAN:
+        if kind == APPLICATION and content.startswith(NOTES, at + 4):
+            return True
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return content[at + 1 : at + 2] != SCAN  # then it is built otherwise: look for certain
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
