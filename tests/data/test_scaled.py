@@ -74,7 +74,7 @@ def test_a_part_is_what_pillow_gives(
 @odd
 def test_at_full_size_pixels_are_pillows_to_the_bit(name: str) -> None:
     expected = np.asarray(decode.open_picture(ODD[name]).convert("RGB"))
-    np.testing.assert_array_equal(upright_pixels(ODD[name], 3, 1)[0], expected)
+    np.testing.assert_array_equal(upright_pixels(ODD[name], 3, 1, WIDE[0])[0], expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -84,7 +84,7 @@ def test_exif_orientation_is_followed_at_every_scale(orientation: int, by: int) 
     exif[decode.ORIENTATION] = orientation
     content = saved(smooth(*WIDE), exif=exif)
     upright = decode.open_picture(content)
-    pixels, scale = upright_pixels(content, 3, by)
+    pixels, scale = upright_pixels(content, 3, by, upright.height)
     assert pixels.shape[:2] == (upright.height // by, upright.width // by)
     assert scale == (1 / by, 1 / by)
     expected = upright.resize((upright.width // by, upright.height // by), Image.Resampling.BOX)
@@ -94,6 +94,30 @@ def test_exif_orientation_is_followed_at_every_scale(orientation: int, by: int) 
     box = (20, 8, 64, 64)
     mean, _ = difference(region(content, 3, box, (16, 16)), by_pillow(content, box, 16))
     assert mean < 1.5
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_rows_that_are_decoded_do_not_depend_on_where_it_ends(data: Any) -> None:
+    height, width = data.draw(st.integers(17, 140)), data.draw(st.integers(17, 60))
+    by, bottom = data.draw(st.sampled_from([1, 2, 4, 8])), data.draw(st.integers(8, height))
+    noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    options = data.draw(st.sampled_from([
+        {"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True},
+        {"restart_marker_blocks": 3}, {"comment": b"\xff\xc0" * 9}, {"keep_rgb": True},
+    ]))  # fmt: skip
+    content = saved(Image.fromarray(noise), **options)
+    found, scale = upright_pixels(content, 3, by, bottom)
+    whole, same_scale = upright_pixels(content, 3, by, height)
+    assert scale == same_scale
+    rows = -(-bottom // by)
+    np.testing.assert_array_equal(found[:rows], whole[:rows])
+
+
+def test_a_photo_is_not_decoded_far_below_the_box() -> None:
+    content = saved(smooth(800, 600))
+    assert upright_pixels(content, 3, 1, 300)[0].shape[0] < 320
+    assert upright_pixels(content, 3, 2, 300)[0].shape[0] < 160
 
 
 @settings(max_examples=300, deadline=None)

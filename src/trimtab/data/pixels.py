@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import IO
 
@@ -184,7 +183,10 @@ def content_of(entry: Entry) -> bytes:
     """Return the bytes of an entry's file."""
     if entry.fault:
         raise decode.DecodeError(entry.fault)
-    return entry.content if isinstance(entry.content, bytes) else Path(entry.content).read_bytes()
+    if isinstance(entry.content, bytes):
+        return entry.content
+    with open(entry.content, "rb") as file:
+        return file.read()
 
 
 def is_grey(pixels: Pixels) -> bool:

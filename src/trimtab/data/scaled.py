@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -17,7 +18,8 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 REDUCTIONS = (8, 4, 2)  # what the inverse cosine transform does for less than nothing
 COLOURS = {"YCbCr", "RGB", "Gray", "GRAY"}
-SCAN, APPLICATION = b"\xda", b"\xe1"  # markers of a JPEG
+SCAN, NOTE, PLAIN = 0xDA, 0xE1, (0xC0, 0xC1)  # markers of a JPEG
+CONTEXT = 4  # rows further down that smooth colours of half the resolution
 NOTES = (b"Exif\0\0", b"http://ns.adobe.com/xap/")  # what an orientation stands in
 TURNED = range(5, 9)  # orientations that swap height and width
 
@@ -25,11 +27,11 @@ TURNED = range(5, 9)  # orientations that swap height and width
 def region(content: bytes, channels: int, box: Box, size: tuple[int, int]) -> Pixels:
     """Return the part `box` of the picture in `content`, resized to `size`: (H, W, channels).
 
-    The box counts in pixels of the upright picture. JPEG is decoded at 1/2, 1/4 or 1/8 where what
-    the box holds then is still as large as `size`; other formats at their full size. Raises
-    DecodeError for whatever cannot be read whole.
+    The box counts in pixels of the upright picture. JPEG is decoded no further down than the box,
+    at 1/2, 1/4 or 1/8 where what the box holds then is still as large as `size`; other formats
+    whole. Raises DecodeError for whatever cannot be read.
     """
-    pixels, scale = upright_pixels(content, channels, reduction(box, size))
+    pixels, scale = upright_pixels(content, channels, reduction(box, size), box[0] + box[2])
     return resized(cut(pixels, box, scale), size)
 
 
@@ -40,43 +42,64 @@ def reduction(box: Box, size: tuple[int, int]) -> int:
 
 
 def upright_pixels(
-    content: bytes, channels: int, by: int
+    content: bytes, channels: int, by: int, bottom: int
 ) -> tuple[Pixels, tuple[float, float]]:  # fmt: skip
     """Return the picture upright (H, W, channels), and its scale down and across.
 
-    A JPEG is decoded `by` times smaller. What the quick decoder refuses or does not know goes to
-    the one that checks every picture, so that both never disagree on what is whole.
+    A JPEG is decoded `by` times smaller, and not always below the row `bottom`. What the quick
+    decoder refuses or does not know goes to the one that checks every picture, so that both never
+    disagree on what can be read.
     """
     with suppress(ValueError):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours in COLOURS:
             decode.check_size(width, height)
-            least = (-(-height // by), -(-width // by)) if by > 1 else (0, 0)
-            pixels = simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB",
-                                            min_height=least[0], min_width=least[1])  # fmt: skip
-            scale = (pixels.shape[0] / height, pixels.shape[1] / width)
-            turn = orientation(content)
+            frame, turn = outline(content)
+            rows = min(height, bottom + CONTEXT * by) if frame and turn == 1 else height
+            least = (-(-rows // by), -(-width // by)) if by > 1 else (0, 0)
+            pixels = simplejpeg.decode_jpeg(
+                content if rows == height else shortened(content, frame, rows),
+                "GRAY" if channels == 1 else "RGB", min_height=least[0], min_width=least[1],
+                strict=rows == height,
+            )  # fmt: skip
+            scale = (-(-height // by) / height, pixels.shape[1] / width)
             return turned(pixels, turn), scale[::-1] if turn in TURNED else scale
     image = decode.open_picture(content).convert("L" if channels == 1 else "RGB")
     full: Pixels = np.asarray(image)
     return full.reshape(image.height, image.width, channels), (1.0, 1.0)
 
 
-def orientation(content: bytes) -> int:
-    """Return the orientation of a JPEG, 1 to 8."""
-    if not noted(content):
-        return 1
-    return decode.orientation_of(decode.open_header(content))
+def outline(content: bytes) -> tuple[int, int]:
+    """Return where the frame header of a JPEG stands, and its orientation, 1 to 8.
+
+    0 for frames that are not plain ones, whose rows are written once from top to bottom.
+    """
+    marked = list(segments(content))
+    frame = next((at for kind, at in marked if kind in PLAIN), 0)
+    whole = bool(marked) and marked[-1][0] == SCAN
+    if whole and not any(content.startswith(NOTES, at + 4) for kind, at in marked if kind == NOTE):
+        return frame, 1
+    return frame, decode.orientation_of(decode.open_header(content))
 
 
-def noted(content: bytes) -> bool:
-    """Return whether a JPEG may have a block of EXIF or XMP before its first scan."""
+def segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield marker and position of what comes before the first scan of a JPEG, and of the scan."""
     at = 2
-    while content[at : at + 1] == b"\xff" and (kind := content[at + 1 : at + 2]) != SCAN:
-        if kind == APPLICATION and content.startswith(NOTES, at + 4):
-            return True
+    while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
+        yield content[at + 1], at
+        if content[at + 1] == SCAN:
+            return
         at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return content[at + 1 : at + 2] != SCAN  # then it is built otherwise: look for certain
+
+
+def shortened(content: bytes, frame: int, rows: int) -> bytearray:
+    """Return a JPEG that says it ends after some rows; a decoder passes over what follows them.
+
+    It warns of that, as of damage, so it must not be strict; files are checked whole before.
+    """
+    changed = bytearray(content)
+    changed[frame + 5 : frame + 7] = rows.to_bytes(2, "big")
+    return changed
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
