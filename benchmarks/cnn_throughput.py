@@ -1,13 +1,18 @@
-"""Training pictures per second: what `train` resolves ÷ a plain fp32 loop, in ABBA blocks."""
+"""Training pictures per second: what `train` resolves ÷ a plain fp32 loop, in ABBA blocks.
+
+Each loop has a process of its own, with the settings of threads and memory that it has in life.
+"""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
@@ -21,6 +26,7 @@ import trimtab as tt
 from trimtab.data.dataset import Batch, Dataset, open_dataset
 from trimtab.data.feed import Feed
 from trimtab.machine.memory import kept_memory
+from trimtab.machine.threads import calm_threads
 from trimtab.measure.stats import bootstrap_ratio
 from trimtab.models.build import build
 from trimtab.models.depthwise import quick_depthwise
@@ -91,11 +97,10 @@ def resolved(network: nn.Module, dataset: Dataset, chosen: tt.Recipe) -> tuple[S
     clock, batches = Clock(None, total_steps=10**6), endless(feed, settings.batch_size)
 
     def steps(number: int) -> None:
-        with kept_memory(), sound_strides(network), quick_depthwise(network):
-            for _ in range(number):
-                set_rate(settings, clock.progress)
-                train_step(network, next(batches), settings, clock)
-                clock.step += 1
+        for _ in range(number):
+            set_rate(settings, clock.progress)
+            train_step(network, next(batches), settings, clock)
+            clock.step += 1
 
     return steps, str(settings.way)
 
@@ -113,25 +118,70 @@ def seconds(steps: Steps, number: int) -> float:
     return time.perf_counter() - started
 
 
-def compare(name: str, side: int, batch: int, *, blocks: int, block_seconds: float) -> Any:
-    """Return a row of the table, and the seconds of both in each pair of blocks."""
+def serve(pipe: Connection, name: str, ours: bool) -> None:
+    """Run as many steps of one of the loops as the other end asks for, and say what they took."""
+    side, batch = MODELS[name]
     chosen = recipe(name, side, batch)
     dataset = pictures(chosen)
     torch.manual_seed(0)
     network = build(dataset.schema, chosen)
     set_first_weights(network, dataset.splits["train"], chosen)
-    by_hand = plain(copy.deepcopy(network), dataset, batch)
-    ours, way = resolved(network, dataset, chosen)
-    for steps in (by_hand, ours):
-        steps(2)
-    number = max(1, round(block_seconds / seconds(by_hand, 1)))
+    if ours:
+        with kept_memory(), sound_strides(network), quick_depthwise(network):
+            steps, way = resolved(network, dataset, chosen)
+            answer(pipe, steps, way)
+    else:
+        answer(pipe, plain(network, dataset, batch), "fp32")
+
+
+def answer(pipe: Connection, steps: Steps, way: str) -> None:
+    """Say which way was chosen, and then the seconds of each number of steps asked for."""
+    pipe.send(way)
+    while number := pipe.recv():
+        pipe.send(seconds(steps, number))
+
+
+class Loop:
+    """One of the loops, in a process of its own."""
+
+    def __init__(self, name: str, *, ours: bool) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        os.environ.pop("OMP_WAIT_POLICY", None)  # what torch does by itself
+        if ours:
+            calm_threads()  # as `import trimtab` does before torch
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=serve, args=(theirs, name, ours))
+        self.process.start()
+        self.way = self.pipe.recv()
+
+    def seconds(self, number: int) -> float:
+        """Return the seconds of some steps."""
+        self.pipe.send(number)
+        found: float = self.pipe.recv()
+        return found
+
+    def end(self) -> None:
+        """Let the process end."""
+        self.pipe.send(0)
+        self.process.join()
+
+
+def compare(name: str, *, blocks: int, block_seconds: float) -> Any:
+    """Return a row of the table, and the seconds of both in each pair of blocks."""
+    by_hand, ours = Loop(name, ours=False), Loop(name, ours=True)
+    for loop in (by_hand, ours):
+        loop.seconds(3)
+    number = max(1, round(block_seconds / by_hand.seconds(1)))
     slow, fast = [], []
     for index in range(blocks):
-        for steps, found in [(by_hand, slow), (ours, fast)][:: 1 if index % 2 else -1]:
-            found.append(seconds(steps, number))
+        for loop, found in [(by_hand, slow), (ours, fast)][:: 1 if index % 2 else -1]:
+            found.append(loop.seconds(number))
+    for loop in (by_hand, ours):
+        loop.end()
     ratio, low, high = bootstrap_ratio(slow, fast)
+    side, batch = MODELS[name]
     row = {
-        "model": name, "side": side, "batch": batch, "chosen": way,
+        "model": name, "side": side, "batch": batch, "chosen": ours.way,
         "plain img/s": round(number * batch / median(slow), 1),
         "trimtab img/s": round(number * batch / median(fast), 1),
         "ratio": f"{ratio:.2f} ({low:.2f}-{high:.2f})", "blocks": blocks,
@@ -149,7 +199,7 @@ def main() -> None:
     rows, slow, fast = [], [], []
     for name in options.models.split(","):
         row, plain_seconds, our_seconds = compare(
-            name, *MODELS[name], blocks=options.blocks, block_seconds=options.seconds
+            name, blocks=options.blocks, block_seconds=options.seconds
         )
         print(row, flush=True)
         rows.append(row)
@@ -160,8 +210,8 @@ def main() -> None:
         "cnn_throughput",
         rows,
         notes=f"Forward, backward and AdamW (fused in both) on random pictures: what `train` "
-        "resolves, with its data path, ÷ a loop by hand in fp32, contiguous and eager. In ABBA "
-        "blocks; medians, and "
+        "resolves, with its data path, ÷ a loop by hand in fp32, contiguous and eager. Each in a "
+        "process of its own, in ABBA blocks; medians, and "
         f"geometric means of the ratios with 95 % intervals. Over all models **{ratio:.2f}** "
         f"({low:.2f}-{high:.2f}), the least {min(map(float, np.divide(slow, fast))):.2f}. "
         f"{torch.get_num_threads()} threads.",
