@@ -146,7 +146,8 @@ class Loop:
 
     def __init__(self, name: str, *, ours: bool) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
-        os.environ.pop("OMP_WAIT_POLICY", None)  # what torch does by itself
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            os.environ.pop(name, None)  # what torch does by itself
         if ours:
             calm_threads()  # as `import trimtab` does before torch
         context = multiprocessing.get_context("spawn")

@@ -10,7 +10,7 @@ import pytest
 
 from trimtab.machine import processor
 from trimtab.machine.processor import core_count, quota, siblings, thread_count
-from trimtab.machine.threads import calm_threads
+from trimtab.machine.threads import SPINS, calm_threads
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(processor, "allowed", lambda: set(range(8)))
     monkeypatch.setattr(processor, "siblings", lambda number: f"{number % 4},{number % 4 + 4}")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards, set or not
         monkeypatch.delenv(name)
     return tmp_path
@@ -60,6 +60,19 @@ def test_openmp_hears_of_it_unless_the_user_said_otherwise(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     calm_threads()
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("wanted", ["ACTIVE", "PASSIVE"])
+def test_threads_wait_a_little_unless_the_user_chose_how(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", wanted)
+    calm_threads()
+    assert os.environ["OMP_WAIT_POLICY"] == wanted
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    calm_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == str(SPINS)
 
 
 def test_siblings_are_read_from_the_system(tmp_path: Path) -> None:

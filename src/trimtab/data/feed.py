@@ -83,9 +83,17 @@ class Feed:
             blank_(pixels, draw, self.square, self.fill)
         first = 0
         for piece in grouped(sizes, self.piece):
-            part = pixels[first : first + sum(piece)].float()
+            part = self.floats(pixels[first : first + sum(piece)])
             first += sum(piece)
             yield from part.permute(0, 3, 1, 2).split(piece)
+
+    def floats(self, pixels: Tensor) -> Tensor:
+        """Return pixels as float32, by this thread alone where the other cores are decoding."""
+        if pixels.is_cuda or self.store.reader is None:
+            return pixels.float()
+        found = torch.empty(pixels.shape)
+        np.copyto(found.numpy(), pixels.numpy())
+        return found
 
     def mixed(self, batches: Iterator[Batch], epoch: int) -> Iterator[Batch]:
         """Blend the samples within each batch."""
