@@ -146,13 +146,14 @@ class Loop:
 
     def __init__(self, name: str, *, ours: bool) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
-        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-            os.environ.pop(name, None)  # what torch does by itself
+        for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            os.environ.pop(variable, None)  # what torch does by itself
         if ours:
             calm_threads()  # as `import trimtab` does before torch
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(target=serve, args=(theirs, name, ours))
         self.process.start()
+        theirs.close()  # so that a process that fails is noticed here
         self.way = self.pipe.recv()
 
     def seconds(self, number: int) -> float:
