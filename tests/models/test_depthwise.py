@@ -6,8 +6,12 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn.functional import conv2d
 
+from trimtab.models.correlate import of_lines, of_pictures
 from trimtab.models.depthwise import Depthwise, is_depthwise, quick_depthwise
 
 LAYERS = [
@@ -15,6 +19,8 @@ LAYERS = [
     nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8),
     nn.Conv2d(8, 16, 5, stride=(2, 1), padding=2, groups=8),
     nn.Conv2d(8, 8, 7, padding=6, dilation=2, groups=8),
+    nn.Conv2d(8, 8, (5, 7), padding=(1, 3), groups=8),
+    nn.Conv2d(8, 8, 5, stride=(2, 1), padding=2, groups=8, bias=False),
 ]
 
 
@@ -30,10 +36,13 @@ def passed(layer: nn.Module, features: torch.Tensor, *, low: bool) -> list[torch
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(layer: nn.Conv2d) -> None:
+@pytest.mark.parametrize("size", [(6, 7), (9, 11), (20, 17), (9, 40)])
+def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(
+    layer: nn.Conv2d, size: tuple[int, int]
+) -> None:
     layer = copy.deepcopy(layer).to(memory_format=torch.channels_last)
     torch.manual_seed(0)
-    features = torch.randn(4, 8, 9, 11).contiguous(memory_format=torch.channels_last)
+    features = torch.randn(4, 8, *size).contiguous(memory_format=torch.channels_last)
     exact = passed(layer, features, low=False)
     layer.zero_grad()
     plain = passed(layer, features, low=True)
@@ -46,6 +55,30 @@ def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(layer: nn.Conv2d) ->
     for wanted, usual, got in zip(exact, plain, quick, strict=True):
         error = (got.float() - wanted).norm()
         assert error <= 1.5 * (usual.float() - wanted).norm() + 1e-3 * wanted.norm()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_products_of_matrices_give_the_gradient_of_the_weight(data: st.DataObject) -> None:
+    kernel, stride, dilation, padding = (
+        data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
+        for low, high in ((1, 7), (1, 3), (1, 2), (0, 4))
+    )
+    least = [max(1, dilation[axis] * (kernel[axis] - 1) + 1 - 2 * padding[axis])
+             for axis in range(2)]  # fmt: skip
+    height, width = (data.draw(st.integers(one, one + 12)) for one in least)
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, height, width)
+    weight = torch.randn(3, 1, *kernel, requires_grad=True)
+    outputs = conv2d(features, weight, None, stride, padding, dilation, 3)
+    outer = torch.randn_like(outputs)
+    (wanted,) = torch.autograd.grad(outputs, weight, outer)
+    place = (stride, padding, dilation)
+    got = [of_pictures(outer, features, kernel, place)]
+    if stride == dilation == (1, 1):
+        got.append(of_lines(outer, features, kernel, padding))
+    for one in got:
+        torch.testing.assert_close(one.view_as(weight), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_without_autocast_nothing_changes() -> None:

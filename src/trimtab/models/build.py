@@ -56,7 +56,20 @@ class Normalize(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map float pixels (N, C, H, W) in [0, 255] to zero mean and unit deviation."""
+        if self.training and pixels.is_contiguous(memory_format=torch.channels_last):
+            return by_lines(pixels, self.mean, self.std)
         return (pixels - self.mean) / self.std
+
+
+def by_lines(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalise pixels in channels-last order, the same to the bit, as lines of W · C numbers.
+
+    Three channels alone would leave most of a vector register empty.
+    """
+    width = pixels.shape[3]
+    lines = pixels.permute(0, 2, 3, 1).flatten(2)
+    values = (lines - mean.flatten().repeat(width)).div_(std.flatten().repeat(width))
+    return values.view(*lines.shape[:2], width, -1).permute(0, 3, 1, 2)
 
 
 class Network(nn.Module):

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.models.correlate import Pair, Place, weight_gradient
+
 LARGEST_QUICK = 3  # side of a kernel whose weight gradient is quick in bf16
-Pair = tuple[int, int]
 
 
 class Depthwise(nn.Conv2d):
-    """A depthwise convolution whose slow gradients are computed in fp32."""
+    """A depthwise convolution whose slow gradients are computed another way."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W'), in bf16 where autocast says so."""
@@ -27,11 +28,11 @@ class Depthwise(nn.Conv2d):
 
 
 class MixedDepthwise(torch.autograd.Function):
-    """Convolve in the features' precision; some gradients, by shape, in fp32.
+    """Convolve in the features' precision; some gradients, by shape, another way.
 
-    In bf16 oneDNN has no quick kernel for the gradient of the inputs of a strided one, nor for that
-    of a weight of side 5 and above; all others are quicker in bf16, as is the forward pass
-    (`benchmarks/cnn_throughput.py` times networks that have them).
+    In bf16 oneDNN has no quick kernel for the gradient of the inputs of a strided one, which is
+    computed in fp32, nor for that of a weight of side 5 and above; all others are quicker in bf16,
+    as is the forward pass (`benchmarks/cnn_throughput.py` times networks that have them).
     """
 
     @staticmethod
@@ -57,18 +58,25 @@ class MixedDepthwise(torch.autograd.Function):
             like = torch.empty_like(features, dtype=exact)  # its values make no difference
             inner = gradients(ctx.place, outer.to(exact), like, weight.to(exact), 0).to(low)
         if ctx.needs_input_grad[1]:
-            exact = torch.float32 if max(weight.shape[2:]) > LARGEST_QUICK else low
-            by_weight = gradients(
-                ctx.place, outer.to(exact), features.to(exact), weight.to(exact), 1
-            ).to(weight.dtype)
+            by_weight = weight_gradient_of(ctx.place, outer, features, weight).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             by_bias = outer.sum((0, 2, 3), dtype=torch.float32)
         return inner, by_weight, by_bias, None, None, None
 
 
-def gradients(
-    place: tuple[Pair, Pair, Pair], outer: Tensor, features: Tensor, weight: Tensor, which: int
-) -> Tensor:
+def weight_gradient_of(place: Place, outer: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the weight, by the quickest way."""
+    height, width = weight.shape[2:]
+    exact = features.dtype
+    if max(height, width) > LARGEST_QUICK:
+        found = weight_gradient(outer, features, (height, width), place)
+        if found is not None:
+            return found
+        exact = torch.float32
+    return gradients(place, outer.to(exact), features.to(exact), weight.to(exact), 1)
+
+
+def gradients(place: Place, outer: Tensor, features: Tensor, weight: Tensor, which: int) -> Tensor:
     """Return the gradient of the features (`which` 0) or of the weight (1)."""
     stride, padding, dilation = place
     found = torch.ops.aten.convolution_backward(
