@@ -99,3 +99,20 @@ def test_without_autocast_nothing_changes() -> None:
 )  # fmt: skip
 def test_other_layers_are_left_alone(layer: nn.Module) -> None:
     assert not is_depthwise(layer)
+
+
+@pytest.mark.filterwarnings("error:.*lru_cache.*")
+def test_the_graph_that_torch_compiles_gives_the_same_gradients() -> None:
+    layers = [copy.deepcopy(LAYERS[5]), copy.deepcopy(LAYERS[4])]
+    network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    with quick_depthwise(network):
+        graph = torch.compile(network, backend="aot_eager")
+        for size in ((6, 7), (20, 17)):  # whole pictures, lines
+            features = torch.randn(4, 8, *size).contiguous(memory_format=torch.channels_last)
+            network.zero_grad()
+            wanted = passed(network, features, low=True)
+            network.zero_grad()
+            outputs, *others = passed(graph, features, low=True)
+            for one, other in zip([outputs, *others], wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)

@@ -89,7 +89,7 @@ class Feed:
 
     def floats(self, pixels: Tensor) -> Tensor:
         """Return pixels as float32, by this thread alone where the other cores are decoding."""
-        if pixels.is_cuda or self.store.reader is None:
+        if pixels.device.type != "cpu" or self.store.reader is None:
             return pixels.float()
         found = torch.empty(pixels.shape)
         np.copyto(found.numpy(), pixels.numpy())

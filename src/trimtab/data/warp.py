@@ -74,7 +74,7 @@ def mirrored(pixels: Tensor, draw: Draw, flip: str) -> Tensor:
     chosen = mirrored_by(draw, flip)
     if chosen is None:
         return pixels
-    if pixels.is_cuda:
+    if pixels.device.type != "cpu":
         return torch.where(chosen[:, None, None, None], reflected(pixels), pixels)
     for row in chosen.nonzero()[:, 0].tolist():
         pixels[row : row + 1] = reflected(pixels[row : row + 1])

@@ -7,7 +7,9 @@ in fp32. The products compute more than is used, in the way that the processor i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ def of_pictures(outer: Tensor, features: Tensor, kernel: Pair, place: Place) -> 
         (outer.shape[2 + axis], features.shape[2 + axis], kernel[axis], *(at[axis] for at in place))
         for axis in range(2)
     )
-    return pairs.flatten(1) @ met_in_pictures(down, across, pairs.dtype)
+    return pairs.flatten(1) @ known(met_in_pictures)(down, across, pairs.dtype)
 
 
 def by_channel(features: Tensor) -> Tensor:
@@ -60,8 +62,14 @@ def of_lines(outer: Tensor, features: Tensor, kernel: Pair, padding: Pair) -> Te
     padded[:, padding[0] : padding[0] + height] = features.permute(1, 2, 0, 3)
     shifts = (padded[:, row : row + outer.shape[2]].flatten(1, 2) for row in range(kernel[0]))
     pairs = torch.stack([torch.bmm(lines, each) for each in shifts], 1)
-    met = met_in_lines(outer.shape[3], width, kernel[1], 1, padding[1], 1, pairs.dtype)
-    return pairs.view(channels * kernel[0], -1) @ met
+    across = (outer.shape[3], width, kernel[1], 1, padding[1], 1)
+    return pairs.view(channels * kernel[0], -1) @ known(met_in_lines)(across, pairs.dtype)
+
+
+def known(made: Any) -> Callable[..., Tensor]:
+    """Return a function with a memory, or without it while torch compiles, which takes no such."""
+    found: Callable[..., Tensor] = made.__wrapped__ if torch.compiler.is_compiling() else made
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -74,11 +82,9 @@ def met_in_pictures(
 
 
 @lru_cache(maxsize=64)
-def met_in_lines(
-    asked: int, within: int, side: int, stride: int, padding: int, dilation: int, dtype: torch.dtype
-) -> Tensor:  # fmt: skip
+def met_in_lines(across: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return which pairs of pixels of a line (W' · W) met at which place in the kernel (w)."""
-    return met(asked, within, side, stride, padding, dilation).to(dtype).flatten(0, 1)
+    return met(*across).to(dtype).flatten(0, 1)
 
 
 def met(asked: int, within: int, side: int, stride: int, padding: int, dilation: int) -> Tensor:
