@@ -114,7 +114,7 @@ def main() -> None:
     data = open_dataset(folder, recipe)
     fast, slow = [], []
     for seed in range(options.seeds):
-        open_dataset(folder, recipe, seed=seed)  # what is held out, and so is kept, goes by the seed
+        open_dataset(folder, recipe, seed=seed)  # what is held out, and so kept, goes by the seed
         turns = [lambda seed=seed: fast.append(ours(folder, data, recipe, seed)),
                  lambda seed=seed: slow.append(plain(folder, data, options.plain_epochs,
                                                      options.plain_rate, seed))]  # fmt: skip
