@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trimtab.data import decode
-from trimtab.data.scaled import reduction, region, upright_pixels
+from trimtab.data.scaled import outline, reduction, region, upright_pixels
 
 WIDE = 96, 160  # height, width
 
@@ -112,6 +112,13 @@ def test_rows_that_are_decoded_do_not_depend_on_where_it_ends(data: Any) -> None
     assert scale == same_scale
     rows = -(-bottom // by)
     np.testing.assert_array_equal(found[:rows], whole[:rows])
+
+
+def test_a_photo_of_several_scans_is_left_whole() -> None:
+    content = bytearray(ODD["plain"])
+    assert outline(bytes(content))[0]
+    content[content.index(b"\xff\xda") + 4] = 1  # the first scan holds one of three colours
+    assert outline(bytes(content)) == (0, 1)
 
 
 def test_a_photo_is_not_decoded_far_below_the_box() -> None:

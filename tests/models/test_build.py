@@ -15,6 +15,7 @@ from trimtab.models.build import (
     Network,
     adopt_module,
     build,
+    by_lines,
     load,
     load_weights,
     macs_and_params,
@@ -225,3 +226,13 @@ def test_depthwise_convolutions_count_one_input_each(grey: Schema) -> None:
 def test_what_is_no_module_is_refused_as_model(what: Any) -> None:
     with pytest.raises(UsageError, match="a network"):
         room.adopt_module(what)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_normalised_by_lines_are_the_same_to_the_bit(channels: int) -> None:
+    torch.manual_seed(0)
+    pixels = (torch.rand(2, channels, 5, 7) * 255).contiguous(memory_format=torch.channels_last)
+    mean, std = torch.rand(channels, 1, 1) * 128, 1 + torch.rand(channels, 1, 1) * 64
+    found = by_lines(pixels, mean, std)
+    assert found.equal((pixels - mean) / std)
+    assert found.is_contiguous(memory_format=torch.channels_last)

@@ -46,9 +46,9 @@ def upright_pixels(
 ) -> tuple[Pixels, tuple[float, float]]:  # fmt: skip
     """Return the picture upright (H, W, channels), and its scale down and across.
 
-    A JPEG is decoded `by` times smaller, and not always below the row `bottom`. What the quick
-    decoder refuses or does not know goes to the one that checks every picture, so that both never
-    disagree on what can be read.
+    A JPEG is decoded `by` times smaller, and not always below the row `bottom`; then damage that
+    came after the check is not looked for. What the quick decoder refuses or does not know goes to
+    the one that checks every picture.
     """
     with suppress(ValueError):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
@@ -77,6 +77,8 @@ def outline(content: bytes) -> tuple[int, int]:
     marked = list(segments(content))
     frame = next((at for kind, at in marked if kind in PLAIN), 0)
     whole = bool(marked) and marked[-1][0] == SCAN
+    if whole and content[frame + 9] != content[marked[-1][1] + 4]:
+        frame = 0  # the first scan does not hold all colours: there are several
     if whole and not any(content.startswith(NOTES, at + 4) for kind, at in marked if kind == NOTE):
         return frame, 1
     return frame, decode.orientation_of(decode.open_header(content))
@@ -85,7 +87,7 @@ def outline(content: bytes) -> tuple[int, int]:
 def segments(content: bytes) -> Iterator[tuple[int, int]]:
     """Yield marker and position of what comes before the first scan of a JPEG, and of the scan."""
     at = 2
-    while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
+    while content[at : at + 1] == b"\xff" and at + 4 < len(content):
         yield content[at + 1], at
         if content[at + 1] == SCAN:
             return

@@ -69,7 +69,7 @@ def mirrored_by(draw: Draw, flip: str) -> Tensor | None:
 def mirrored(pixels: Tensor, draw: Draw, flip: str) -> Tensor:
     """Mirror those pictures (N, H, W, C) that are drawn; on the processor in place, one by one.
 
-    Choosing between two whole batches there would cost ten times as much.
+    Choosing between two whole batches there would cost many times as much.
     """
     chosen = mirrored_by(draw, flip)
     if chosen is None:

@@ -6,8 +6,8 @@ import os
 
 from trimtab.machine.processor import thread_count
 
-# How often GNU's OpenMP looks for work before its thread sleeps: some 30 microseconds, the gap
-# between two operations of a step. A hundred times as long is what it does by itself.
+# How often GNU's OpenMP looks for work before its thread sleeps: some 30 microseconds by its own
+# estimate, about the gap between two operations of a step. By itself it does so 300,000 times.
 SPINS = 3000
 
 
@@ -15,8 +15,8 @@ def calm_threads() -> None:
     """Let idle OpenMP threads sleep soon, and have no more of them than cores to use.
 
     Pools that spin on busy cores can make a network many times slower; ones that sleep at once
-    make one of many small operations a third slower, since each has to wake them. And torch knows
-    nothing of a container's quota. What the user set is kept. Has an effect only before torch is
+    slow down one of many small operations, since each has to wake them. And torch knows nothing
+    of a container's quota. What the user set is kept. Has an effect only before torch is
     imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -1,8 +1,8 @@
 """The gradient of a depthwise weight as products of matrices, one for each channel.
 
 For each place in the kernel it is the sum, over samples and pixels, of what came in there times
-what is asked for. oneDNN's own is several times slower for kernels of side 5 and above, in bf16 as
-in fp32. The products compute more than is used, in the way that the processor is best at.
+what is asked for. oneDNN's own is slower for kernels of side 5 and above in fp32, and slower still
+in bf16. The products compute more than is used, in the way that the processor is best at.
 """
 
 from __future__ import annotations
