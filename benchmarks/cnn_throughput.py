@@ -29,8 +29,7 @@ from trimtab.machine.memory import kept_memory
 from trimtab.machine.threads import calm_threads
 from trimtab.measure.stats import bootstrap_ratio
 from trimtab.models.build import build
-from trimtab.models.depthwise import quick_depthwise
-from trimtab.models.strided import sound_strides
+from trimtab.models.quick import quick_convolutions
 from trimtab.train.initial import set_first_weights
 from trimtab.train.log import Clock
 from trimtab.train.loop import set_rate
@@ -127,7 +126,7 @@ def serve(pipe: Connection, name: str, ours: bool) -> None:
     network = build(dataset.schema, chosen)
     set_first_weights(network, dataset.splits["train"], chosen)
     if ours:
-        with kept_memory(), sound_strides(network), quick_depthwise(network):
+        with kept_memory(), quick_convolutions(network):
             steps, way = resolved(network, dataset, chosen)
             answer(pipe, steps, way)
     else:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from trimtab.models.correlate import of_lines, of_pictures
-from trimtab.models.depthwise import Depthwise, is_depthwise, quick_depthwise
+from trimtab.models.depthwise import Depthwise, is_depthwise
+from trimtab.models.quick import quick_convolutions
 
 LAYERS = [
     nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
@@ -47,7 +48,7 @@ def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(
     layer.zero_grad()
     plain = passed(layer, features, low=True)
     layer.zero_grad()
-    with quick_depthwise(layer):
+    with quick_convolutions(layer):
         assert isinstance(layer, Depthwise)
         quick = passed(layer, features, low=True)
     assert type(layer) is nn.Conv2d
@@ -85,19 +86,19 @@ def test_without_autocast_nothing_changes() -> None:
     layer, features = copy.deepcopy(LAYERS[1]), torch.randn(2, 8, 9, 9)
     wanted = passed(layer, features, low=False)
     layer.zero_grad()
-    with quick_depthwise(layer):
+    with quick_convolutions(layer):
         got = passed(layer, features, low=False)
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
 
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(1, 8, 3), nn.Linear(8, 8),
+    [nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(1, 8, 3),
      nn.Conv2d(8, 8, 3, groups=8, padding="same"),
      nn.Conv2d(8, 8, 3, groups=8, padding=1, padding_mode="reflect")],
     ids=str,
 )  # fmt: skip
-def test_other_layers_are_left_alone(layer: nn.Module) -> None:
+def test_other_layers_are_left_alone(layer: nn.Conv2d) -> None:
     assert not is_depthwise(layer)
 
 
@@ -106,7 +107,7 @@ def test_the_graph_that_torch_compiles_gives_the_same_gradients() -> None:
     layers = [copy.deepcopy(LAYERS[5]), copy.deepcopy(LAYERS[4])]
     network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
     torch.manual_seed(0)
-    with quick_depthwise(network):
+    with quick_convolutions(network):
         graph = torch.compile(network, backend="aot_eager")
         for size in ((6, 7), (20, 17)):  # whole pictures, lines
             features = torch.randn(4, 8, *size).contiguous(memory_format=torch.channels_last)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,24 +84,10 @@ def gradients(place: Place, outer: Tensor, features: Tensor, weight: Tensor, whi
     return found[which]  # type: ignore[no-any-return]
 
 
-@contextmanager
-def quick_depthwise(network: nn.Module) -> Iterator[None]:
-    """Train `network` inside the block with quick gradients; afterwards it is as before."""
-    layers = [module for module in network.modules() if is_depthwise(module)]
-    for layer in layers:
-        layer.__class__ = Depthwise
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.__class__ = nn.Conv2d
-
-
-def is_depthwise(module: nn.Module) -> bool:
+def is_depthwise(module: nn.Conv2d) -> bool:
     """Return whether a layer is a plain depthwise convolution."""
     return (
-        type(module) is nn.Conv2d
-        and module.groups == module.in_channels > 1
+        module.groups == module.in_channels > 1
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
     )

@@ -1,0 +1,93 @@
+"""Pointwise convolutions as products: the same numbers, and no destroyed memory."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab.models import pointwise
+from trimtab.models.pointwise import Pointwise, few_rows, is_pointwise
+
+
+def passed(layer: nn.Module, inputs: torch.Tensor, *, low: bool = False) -> list[torch.Tensor]:
+    """Return the outputs and the gradients of inputs and parameters."""
+    layer.zero_grad()
+    inputs = inputs.detach().clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        outputs = layer(inputs)
+    outputs.float().square().sum().backward()
+    found = [outputs.detach(), inputs.grad, *(one.grad for one in layer.parameters())]
+    return [one.clone() for one in found if one is not None]
+
+
+LAYERS = [
+    nn.Conv2d(8, 24, 1, stride=2), nn.Conv2d(24, 8, 1), nn.Conv2d(20, 24, 1, stride=(3, 2)),
+    nn.Conv2d(24, 8, 1, bias=False, padding="same"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("rows", [0, 8192])
+@pytest.mark.parametrize("side", [1, 7, 8])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_outputs_and_gradients_are_those_of_the_convolution(
+    layer: nn.Conv2d, side: int, rows: int, low: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pointwise, "MOST_ROWS", rows)
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+    inputs = torch.rand(3, layer.in_channels, side, side).to(memory_format=torch.channels_last)
+    wanted = passed(layer, inputs, low=low)
+    layer.__class__ = Pointwise
+    found = passed(layer, inputs, low=low)
+    close = 2e-2 if low else 1e-5
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=close, atol=close * float(other.abs().max()))
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_few_pixels_side_by_side_are_rows() -> None:
+    last = torch.rand(8, 4, 32, 32).to(memory_format=torch.channels_last)
+    assert few_rows(last)
+    assert not few_rows(last.contiguous())
+    assert not few_rows(torch.cat([last, last]))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 8, 1, padding=1)],
+    ids=str,
+)
+def test_other_layers_are_not_pointwise(layer: nn.Conv2d) -> None:
+    assert not is_pointwise(layer)
+
+
+def test_the_graph_that_torch_compiles_gives_the_same() -> None:
+    torch.manual_seed(0)
+    layer = copy.deepcopy(LAYERS[1]).to(memory_format=torch.channels_last)
+    layer.__class__ = Pointwise
+    inputs = torch.rand(3, 24, 4, 4).to(memory_format=torch.channels_last)
+    wanted = passed(layer, inputs)
+    found = passed(torch.compile(layer, backend="aot_eager"), inputs)
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("samples", [5, 29])
+def test_training_a_faulty_layer_does_not_destroy_memory(samples: int) -> None:
+    code = f"""
+import torch
+from torch import nn
+from trimtab.models.quick import quick_convolutions
+layer = nn.Conv2d(8, 24, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+with quick_convolutions(layer):
+    for _ in range(200):
+        inputs = torch.rand({samples}, 8, 38, 38).to(memory_format=torch.channels_last)
+        layer(inputs.requires_grad_()).sum().backward()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
