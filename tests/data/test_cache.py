@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from trimtab.data import cache
 from trimtab.data.dataset import Dataset, open_dataset
@@ -77,8 +78,53 @@ def test_other_choices_are_decoded_again_and_later_ones_are_not(
     open_dataset(folder, RECIPE.override(augment__shift=0.4))
     assert len(passes) == 1
     open_dataset(folder, RECIPE.override(data__image_size=4))
-    open_dataset(folder, RECIPE, seed=5)
+    open_dataset(folder, RECIPE.override(data__channels=1))
     assert len(passes) == 3
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(("seed", "share"), [(5, 0.2), (0, 0.4)])
+def test_another_split_of_the_same_pictures_decodes_nothing(
+    folder: Path, apart: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch, broken: bool,
+    seed: int, share: float,
+) -> None:  # fmt: skip
+    if broken:
+        (folder / "b" / "000.png").write_bytes(b"not a picture")
+    recipe = RECIPE.override(data__max_bad_fraction=0.2)
+    other = recipe.override(data__valid_fraction=share)
+    open_dataset(folder, recipe)
+    found = open_dataset(folder, other, seed=seed)
+    assert len(passes) == 1
+    monkeypatch.setenv("TRIMTAB_CACHE", str(apart.parent / "other"))
+    afresh = open_dataset(folder, other, seed=seed)
+    assert len(passes) == 2
+    assert equal(found, afresh)
+    assert found.describe(folder) == afresh.describe(folder)
+    assert found.findings == afresh.findings
+
+
+def test_grey_pictures_stay_grey_in_another_split(
+    folder: Path, apart: Path, passes: list[int]
+) -> None:
+    for path in folder.glob("*/*.png"):
+        Image.open(path).convert("L").save(path)
+    shapes = [open_dataset(folder, RECIPE, seed=seed).schema.input_shape for seed in range(2)]
+    assert shapes[0] == shapes[1]
+    assert shapes[1][0] == 1
+    assert len(passes) == 1
+
+
+def test_pictures_left_out_of_the_last_split_are_decoded(
+    photos: Any, apart: Path, passes: list[int]
+) -> None:
+    folder = photos({"a": 6, "b": 6}, root="photos/train")
+    photos({"a": 3, "b": 3}, root="photos/test")
+    (folder / "a" / "copy.png").write_bytes((folder.parent / "test/a/000.png").read_bytes())
+    first = open_dataset(folder.parent, RECIPE)
+    assert [row["id"] for row in first.left_out] == ["train/a/copy.png"]
+    second = open_dataset(folder.parent, RECIPE, seed=3)
+    assert second.left_out == first.left_out
+    assert len(passes) == 1
 
 
 def test_nothing_half_written_stays(folder: Path, apart: Path) -> None:
@@ -105,7 +151,8 @@ def test_damaged_entry_is_made_again(
     elif damage == "json":
         (entry / "entry.json").write_text("{")
     else:
-        next((apart / "sources").iterdir()).write_text("[]")
+        for note in (apart / "sources").iterdir():
+            note.write_text("[]")
     again = open_dataset(folder, RECIPE)
     assert len(passes) == 2
     np.testing.assert_array_equal(again.splits["train"].inputs, inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trimtab.data import cache, streamed
 from trimtab.data.entries import Listing, count_of, listed, note
 from trimtab.data.pictures import Inputs
+from trimtab.data.pool import Pool
 from trimtab.data.prepare import Prepared, prepare
 from trimtab.data.sources import list_source
 from trimtab.errors import DataError, MachineError
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
-SETTINGS = ("image_size", "channels", "valid_fraction", "test_fraction", "max_bad_fraction")
+PIXELS = ("image_size", "channels")
+SETTINGS = (*PIXELS, "valid_fraction", "test_fraction", "max_bad_fraction")
 
 
 class Batch(NamedTuple):
@@ -146,14 +148,16 @@ def recalled(key: str) -> Prepared | None:
 
 def build(listing: Listing, choices: DataSection, seed: int, key: str) -> Prepared:
     """Decode a listing into the cache, or into memory where that cannot be written."""
+    pool = Pool(key_of(listing, choices, None, "pixels"))
     try:
         with cache.workspace() as folder:
-            made = prepare(listing, choices, seed, folder)
+            made = prepare(listing, choices, seed, folder, decode=pool)
             (folder / "pool.bin").unlink()
             splits = {name: {"ids": split.ids, "targets": split.targets}
                       for name, split in made.splits.items()}  # fmt: skip
             cache.keep(folder, made.fingerprint, splits, made.schema.model_dump(mode="json"))
             cache.remember(key, made.fingerprint, made.told)
+            pool.remember(made.fingerprint)
             return made
     except (OSError, MachineError) as error:
         reason = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
@@ -179,18 +183,19 @@ def dataset_from(
     )  # fmt: skip
 
 
-def settings_of(choices: DataSection) -> dict[str, Any]:
+def settings_of(choices: DataSection, names: Sequence[str] = SETTINGS) -> dict[str, Any]:
     """Return the choices that decide on the pixels and splits; the others act later."""
-    return choices.model_dump(mode="json", include=set(SETTINGS))
+    return choices.model_dump(mode="json", include=set(names))
 
 
-def key_of(listing: Listing, choices: DataSection, seed: int, kind: str = "") -> str:
+def key_of(listing: Listing, choices: DataSection, seed: int | None, kind: str = "") -> str:
     """Return what identifies a source without decoding it: ids, labels, sizes, times, choices.
 
-    `kind` tells notes of different kinds on one source apart.
+    `kind` tells notes of different kinds on one source apart. Without a seed, nothing counts that
+    decides on the splits alone.
     """
     found = blake2b(digest_size=16)
-    settings = settings_of(choices)
+    settings = settings_of(choices, PIXELS if seed is None else SETTINGS)
     head = (
         VERSION,
         PIL.__version__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -40,6 +40,7 @@ ROWS = 1024
 SPEAKING = 2048  # pictures that say what mean and spread are where all would be too many
 
 Pixels = NDArray[np.uint8]
+Decode = Callable[[list[Entry], int | None, int | None, IO[bytes] | None], Decoded]
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ class Placed:
 
 
 def prepare(
-    listing: Listing, choices: DataSection, seed: int, folder: Path | None, *, stream: bool = False
+    listing: Listing, choices: DataSection, seed: int, folder: Path | None, *, stream: bool = False,
+    decode: Decode = decode_entries,
 ) -> Prepared:  # fmt: skip
     """Decode and check everything; raises DataError.
 
     The splits are written as .npy files into `folder`, or kept in memory without one; with
-    `stream` they stay in the files they came from.
+    `stream` they stay in the files they came from. `decode` may know pictures from before.
     """
     side = None if choices.image_size == "auto" else choices.image_size
     channels = None if choices.channels == "auto" else choices.channels
@@ -75,7 +77,7 @@ def prepare(
         file: IO[bytes] | None = None if stream else io.BytesIO()
         if folder is not None:
             file = stack.enter_context(open(folder / "pool.bin", "w+b"))
-        decoded = decode_entries(listing.entries, side, channels, file)
+        decoded = decode(listing.entries, side, channels, file)
         quarantined = quarantine(listing.entries, decoded, choices.max_bad_fraction)
         good = [listing.entries[row] for row in decoded.rows]
         samples = Samples([e.id for e in good], [e.label for e in good], decoded.digests)
