@@ -60,8 +60,8 @@ def main() -> None:
         rows,
         notes=f"`trimtab train cifar10 --recipe recipes/cifar10.yaml`"
         f"{''.join(f' --set {one}' for one in (*SETTINGS, *options.settings))}; mean test accuracy "
-        f"{mean:.4f} over {len(rows)} seeds, without test-time augmentation. Each command decodes "
-        "the pictures, since what is held out of them goes by the seed.",
+        f"{mean:.4f} over {len(rows)} seeds, without test-time augmentation. The first "
+        "command decodes the pictures, the others find them in the cache.",
     )
 
 

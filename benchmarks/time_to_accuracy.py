@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from cifar10 import unpack
 from record import shared_data, write
@@ -28,6 +27,10 @@ from trimtab.records.recipe import Recipe, read_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
 TARGET, MODEL, BATCH, WORKERS = 0.85, "wcnn_small", 128, 2
+SHORT = (
+    " The plain loop ended short of the target, which takes it longer still: the ratio is a lower "
+    "bound."
+)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -96,8 +99,13 @@ def row_of(name: str, found: list[tuple[float, float]], epochs: int, ratio: str)
             "all": " ".join(f"{one:.0f}" for one in seconds), "plain / ours": ratio}  # fmt: skip
 
 
+def reached(found: list[tuple[float, float]]) -> float:
+    """Return the mean accuracy of one contestant's trainings."""
+    return statistics.mean(accuracy for _, accuracy in found)
+
+
 def main() -> None:
-    """Measure in turns and record; exit 1 where a contestant misses the target."""
+    """Measure in turns and record; exit 1 where trimtab misses the target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="of trimtab's training")
@@ -130,12 +138,12 @@ def main() -> None:
         "Both begin with the pictures on disk as PNG (trimtab's decoded cache is there already, as "
         "after any first look at the data) and end with trained weights. Plain: fp32, DataLoader "
         f"with {WORKERS} workers, torchvision's crop and flip, SGD with Nesterov momentum, "
-        f"warm-up and cosine; its peak rate {options.plain_rate:g} and the least number of epochs "
-        "that reaches the target were tuned on a held-out part of train. Test accuracy, without "
-        "test-time augmentation. The ratio is a geometric mean with its 95 % interval.",
+        f"warm-up and cosine; its peak rate {options.plain_rate:g} was tuned on a held-out "
+        "part of train. Test accuracy, without test-time augmentation. The ratio is a geometric "
+        f"mean with its 95 % interval.{SHORT if reached(slow) < TARGET else ''}",
     )
-    if any(np.mean([accuracy for _, accuracy in found]) < TARGET for found in (fast, slow)):
-        sys.exit(f"a contestant misses {TARGET:.0%}: the times do not count")
+    if reached(fast) < TARGET:
+        sys.exit(f"trimtab misses {TARGET:.0%}: the times do not count")
 
 
 if __name__ == "__main__":

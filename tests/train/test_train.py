@@ -17,6 +17,7 @@ from torch import nn
 
 from trimtab.errors import DivergedError, Interrupted, UsageError
 from trimtab.machine.probe import PLAIN, probe
+from trimtab.machine.progress import OUTPUT
 from trimtab.models.build import build, load
 from trimtab.records.run import open_run
 from trimtab.train import loop
@@ -61,6 +62,20 @@ def test_budget_ends_a_training_that_has_epochs_left(
     assert 0.7 * 8 < time.monotonic() - started < 1.3 * 8
     rates = [r["lr"] for r in run.metrics if "lr" in r]
     assert rates[-1] < 0.2 * max(rates)
+    assert not any(finding.name == "short_budget" for finding in run.findings)
+
+
+def test_budget_that_ends_before_the_first_epoch_is_told(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    recipe = tiny_recipe.override(train__batch_size=4)
+    run = train(tiny_dataset, recipe=recipe, budget=0.01, out=tmp_path / "r")
+    (found,) = (one for one in run.findings if one.name == "short_budget")
+    assert found.severity == "warning"
+    assert 0 < found.evidence["epochs"] < 1
+    assert f"warning: {found.message}" in capsys.readouterr().err
 
 
 def test_train_loss_of_an_epoch_is_the_mean_over_its_samples(

@@ -12,7 +12,7 @@ from trimtab.data.dataset import Dataset, dataset_of, open_dataset
 from trimtab.errors import UsageError
 from trimtab.machine.device import device_name
 from trimtab.machine.interrupt import stoppable, stopped
-from trimtab.machine.progress import began
+from trimtab.machine.progress import began, say
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
 from trimtab.models.pretrained import require_named
 from trimtab.records.files import (
@@ -23,6 +23,7 @@ from trimtab.records.files import (
     write_json,
     write_text,
 )
+from trimtab.records.finding import Finding
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     LEDGER,
@@ -274,10 +275,11 @@ def settle(
 
 
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:
-    """Write the weights, what was measured, and which pictures got lost on the way."""
+    """Write the weights, what was measured, and what went wrong on the way."""
     save_weights(network, run.weights)
-    if lost := [finding for finding in dataset.lost if finding not in run.findings]:
-        found = [*run.findings, *lost]
+    late = [*dataset.lost, *hurried(result, run.facts.get("budget"))]
+    if new := [finding for finding in late if finding not in run.findings]:
+        found = [*run.findings, *new]
         write_json(run.path / "findings.json", [finding.model_dump() for finding in found])
     macs, params = macs_and_params(network, dataset.schema)
     device = device_name(result.settings.device)
@@ -303,3 +305,17 @@ def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) 
     run.record("macs", macs)
     update_facts(run, status="interrupted" if result.interrupted else "finished",
                  epochs=result.epochs, stopped_early=result.stopped_early)  # fmt: skip
+
+
+def hurried(result: TrainResult, budget: float | None) -> list[Finding]:
+    """Tell of a budget that ended a training before it had seen every picture once."""
+    if budget is None or result.interrupted or result.epochs >= 1:
+        return []
+    message = (f"the budget of {budget:g} s was over after {100 * result.epochs:.2g} % of one pass "
+               "through the data: the network has hardly learnt")  # fmt: skip
+    say(f"warning: {message}")
+    return [Finding(
+        name="short_budget", severity="warning", message=message,
+        evidence={"budget_seconds": budget, "epochs": result.epochs},
+        remedy="give it more time, fewer or smaller pictures, or a smaller model",
+    )]  # fmt: skip
