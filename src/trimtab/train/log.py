@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import DivergedError
+from trimtab.machine.progress import OUTPUT
 from trimtab.measure.quality import Scores
 from trimtab.records.run import Run
 
@@ -22,6 +23,7 @@ LOG_SECONDS = 0.5
 LOGGED_STEPS = 200  # of a training, at the least where it has them
 LOGGED_OF_EPOCH = 10  # at the most
 SAVING_SECONDS = 0.5
+LEAVING_SECONDS = 1.0  # Python's end, with torch and timm loaded
 FINAL_EVALUATIONS = 1.2  # how long ending takes, in evaluations
 
 
@@ -66,8 +68,9 @@ class Clock:
         return sum(areas) / sum(side**2 for side in self.sides)
 
     def reserve(self, evaluation_seconds: float) -> None:
-        """Keep time for what comes after the last step: evaluations and saving."""
+        """Keep time for what comes after the last step: evaluations, saving, a command's exit."""
         wanted = 2 * FINAL_EVALUATIONS * evaluation_seconds + SAVING_SECONDS
+        wanted += LEAVING_SECONDS if OUTPUT.began is not None else 0.0
         self.reserved = min(wanted, 0.5 * (self.budget_seconds or 0.0))
 
 
