@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import conv2d
 
+from tests.models.passing import passed
 from trimtab.models.correlate import of_lines, of_pictures
 from trimtab.models.depthwise import Depthwise, is_depthwise
 from trimtab.models.quick import quick_convolutions
@@ -25,17 +26,6 @@ LAYERS = [
 ]
 
 
-def passed(layer: nn.Module, features: torch.Tensor, *, low: bool) -> list[torch.Tensor]:
-    """Return the outputs and the gradients of inputs and parameters."""
-    features = features.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        outputs = layer(features)
-    generator = torch.Generator().manual_seed(1)
-    (outputs.float() * torch.randn(outputs.shape, generator=generator)).sum().backward()
-    found = [outputs.detach(), features.grad, *(p.grad for p in layer.parameters())]
-    return [one for one in found if one is not None]
-
-
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("size", [(6, 7), (9, 11), (20, 17), (9, 40)])
 def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(
@@ -45,9 +35,7 @@ def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(
     torch.manual_seed(0)
     features = torch.randn(4, 8, *size).contiguous(memory_format=torch.channels_last)
     exact = passed(layer, features, low=False)
-    layer.zero_grad()
     plain = passed(layer, features, low=True)
-    layer.zero_grad()
     with quick_convolutions(layer):
         assert isinstance(layer, Depthwise)
         quick = passed(layer, features, low=True)
@@ -85,7 +73,6 @@ def test_products_of_matrices_give_the_gradient_of_the_weight(data: st.DataObjec
 def test_without_autocast_nothing_changes() -> None:
     layer, features = copy.deepcopy(LAYERS[1]), torch.randn(2, 8, 9, 9)
     wanted = passed(layer, features, low=False)
-    layer.zero_grad()
     with quick_convolutions(layer):
         got = passed(layer, features, low=False)
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import conv2d
 
+from tests.models.passing import passed
 from trimtab.models import narrow
 from trimtab.models.narrow import Narrow, by_columns, is_dense, narrowest, width_of
 
@@ -19,18 +20,6 @@ LAYERS = [
     nn.Conv2d(64, 8, 3, padding=1), nn.Conv2d(64, 8, 3, stride=2, padding=1, bias=False),
     nn.Conv2d(64, 8, (1, 3), padding=(0, 1)), nn.Conv2d(64, 8, 3, padding=2, dilation=2),
 ]  # fmt: skip
-
-
-def passed(layer: nn.Module, features: torch.Tensor, *, low: bool) -> list[torch.Tensor]:
-    """Return the outputs and the gradients of inputs and parameters."""
-    layer.zero_grad()
-    features = features.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        outputs = layer(features)
-    generator = torch.Generator().manual_seed(1)
-    (outputs.float() * torch.randn(outputs.shape, generator=generator)).sum().backward()
-    found = [outputs.detach(), features.grad, *(one.grad for one in layer.parameters())]
-    return [one.clone() for one in found if one is not None]
 
 
 @settings(max_examples=150, deadline=None)

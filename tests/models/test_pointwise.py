@@ -10,20 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.passing import passed
 from trimtab.models import pointwise
 from trimtab.models.pointwise import Pointwise, few_rows, is_pointwise
-
-
-def passed(layer: nn.Module, inputs: torch.Tensor, *, low: bool = False) -> list[torch.Tensor]:
-    """Return the outputs and the gradients of inputs and parameters."""
-    layer.zero_grad()
-    inputs = inputs.detach().clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        outputs = layer(inputs)
-    outputs.float().square().sum().backward()
-    found = [outputs.detach(), inputs.grad, *(one.grad for one in layer.parameters())]
-    return [one.clone() for one in found if one is not None]
-
 
 LAYERS = [
     nn.Conv2d(8, 24, 1, stride=2), nn.Conv2d(24, 8, 1), nn.Conv2d(20, 24, 1, stride=(3, 2)),
@@ -73,8 +62,8 @@ def test_the_graph_that_torch_compiles_gives_the_same() -> None:
     layer = copy.deepcopy(LAYERS[1]).to(memory_format=torch.channels_last)
     layer.__class__ = Pointwise
     inputs = torch.rand(3, 24, 4, 4).to(memory_format=torch.channels_last)
-    wanted = passed(layer, inputs)
-    found = passed(torch.compile(layer, backend="aot_eager"), inputs)
+    wanted = passed(layer, inputs, low=False)
+    found = passed(torch.compile(layer, backend="aot_eager"), inputs, low=False)
     assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(found, wanted, strict=True))
 
 

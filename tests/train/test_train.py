@@ -22,6 +22,7 @@ from trimtab.models.build import build, load
 from trimtab.records.run import open_run
 from trimtab.train import loop
 from trimtab.train.flip import are_recognised
+from trimtab.train.log import LEAVING_SECONDS, Clock
 from trimtab.train.loop import evaluate, train_network
 from trimtab.train.run import train
 from trimtab.train.settings import resolve_batch_size
@@ -251,3 +252,13 @@ def test_own_module_beside_a_recipe_that_names_another_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match="model= gives another"):
         train(tiny_dataset, recipe=tiny_recipe, model=nn.Linear(1, 1), out=tmp_path / "r")
+
+
+def test_a_command_keeps_time_for_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for began in (None, 0.0):
+        monkeypatch.setattr(OUTPUT, "began", began)
+        clock = Clock(100.0)
+        clock.reserve(1.0)
+        kept.append(clock.reserved)
+    assert kept[1] - kept[0] == pytest.approx(LEAVING_SECONDS)

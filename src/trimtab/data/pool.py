@@ -1,4 +1,4 @@
-"""What was decoded once serves every split of it: another seed or share decodes nothing."""
+"""What was decoded once serves every split of it, whatever the seed and the shares."""
 
 from __future__ import annotations
 

@@ -312,7 +312,7 @@ def hurried(result: TrainResult, budget: float | None) -> list[Finding]:
     if budget is None or result.interrupted or result.epochs >= 1:
         return []
     message = (f"the budget of {budget:g} s was over after {100 * result.epochs:.2g} % of one pass "
-               "through the data: the network has hardly learnt")  # fmt: skip
+               "through the data: the rest was never seen")  # fmt: skip
     say(f"warning: {message}")
     return [Finding(
         name="short_budget", severity="warning", message=message,
