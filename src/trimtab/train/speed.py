@@ -33,7 +33,8 @@ from trimtab.records.run import Run
 from trimtab.train.norms import train_mode
 
 BUDGET_SHARE = 0.02  # of a budget: more of it no trial takes
-COMPARED_STEPS = 6  # eager and compiled in turns: so many should fit into their trial
+COMPARED_STEPS = 3  # of each way, eager and compiled: so many should fit into their trial
+NEAR = 1.5  # times the step of the fastest way: compiled, such a way may be the faster one
 
 
 class Timing(NamedTuple):
@@ -95,7 +96,8 @@ def resolve_speed(
             speed = fastest(network, inputs, ways, min(SECONDS, BUDGET_SHARE * budget))
         speed.passes = passes
         if recipe.train.compile is True:
-            speed.compile_seconds = compile_for(speed, network, inputs)
+            speed.compile_seconds = compile_for(speed, network, inputs, (speed.way,))
+            speed.way = speed.way._replace(compiled=True)
         elif recipe.train.compile == "auto" and can_amortise(budget, inputs.device):
             worth = fmean(side**2 for side in recipe.train.resolution or (1.0,))
             consider_compiling(speed, network, inputs, worth * steps * passes, budget,
@@ -133,25 +135,41 @@ def consider_compiling(
     """
     taken = seconds_of_step(speed, network, inputs)
     expected = min(budget, passes * taken)
-    if not can_amortise(expected, inputs.device, shapes):
+    ways = near_ways(speed)
+    while ways and not can_amortise(expected, inputs.device, shapes + len(ways) - 1):
+        ways = ways[:-1]
+    if not ways:
         speed.reason = f"about {expected:.0f} s of training are too short to win compiling back"
         return
-    eager = speed.way
     try:
-        speed.compile_seconds = compile_for(speed, network, inputs)
+        speed.compile_seconds = compile_for(speed, network, inputs, ways)
     except MachineError as error:
         speed.reason = error.message
         say(f"not compiled: {error.message}")
         return
-    ways = (eager, speed.way)
-    chosen, found = probe(network, inputs, ways, seconds=max(SECONDS, COMPARED_STEPS * taken),
-                          compiled=speed.compiled)  # fmt: skip
-    speed.timings += [Timing(way, len(inputs), found[way]) for way in ways]
-    if chosen == eager:
-        speed.way, speed.compiled = eager, None
-        timed = math.isfinite(found[ways[1]])
+    tried = (*ways, *(way._replace(compiled=True) for way in ways))
+    longest = max(SECONDS, COMPARED_STEPS * len(tried) * taken)
+    chosen, found = probe(network, inputs, tried, longest, compiled=speed.compiled)
+    speed.way = chosen
+    speed.timings += [Timing(way, len(inputs), found[way]) for way in tried]
+    if not chosen.compiled:
+        speed.compiled = None
+        timed = any(math.isfinite(found[way]) for way in tried if way.compiled)
         speed.reason = ("compiled steps are not faster by 5 %" if timed else
                         "no compiled step could be timed within the trial")  # fmt: skip
+
+
+def near_ways(speed: Speed) -> tuple[Way, ...]:
+    """Return the way chosen and the best one of another precision, if it is nearly as fast.
+
+    Compiled, the order of the two may be another: casts become part of what stands beside them.
+    """
+    taken = {way: seconds for way, _, seconds in speed.timings}
+    others = [way for way in taken if way.precision != speed.way.precision]
+    best = min(others, key=lambda way: taken[way], default=None)
+    if best is None or taken[best] > NEAR * taken[speed.way]:
+        return (speed.way,)
+    return (speed.way, best)
 
 
 def seconds_of_step(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
@@ -163,8 +181,8 @@ def seconds_of_step(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
         return min(step_seconds(network, inputs, speed.way, network) for _ in range(2))
 
 
-def compile_for(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
-    """Compile `network` for passes as `inputs`; return how long it took.
+def compile_for(speed: Speed, network: nn.Module, inputs: Tensor, ways: tuple[Way, ...]) -> float:
+    """Compile `network` for passes as `inputs` in each of `ways`; return how long it took.
 
     Raises MachineError where it does not work here.
     """
@@ -175,12 +193,13 @@ def compile_for(speed: Speed, network: nn.Module, inputs: Tensor) -> float:
     started = time.perf_counter()
     try:
         with unchanged(network):
-            step_seconds(network, inputs, speed.way, compiled)
+            for way in ways:
+                step_seconds(network, inputs, way, compiled)
     except Exception as error:  # torch has no one class for what can go wrong in compiling
         lines = str(error).strip().splitlines() or [""]
         raise MachineError(f"train.compile does not work with this network: {lines[0]}",
                            "leave out train.compile") from error  # fmt: skip
-    speed.compiled, speed.way = compiled, speed.way._replace(compiled=True)
+    speed.compiled = compiled
     return time.perf_counter() - started
 
 
