@@ -177,6 +177,27 @@ def test_a_nearly_as_fast_precision_is_compiled_too_where_that_can_be_won_back(
     assert speed_of(LONG).compile_seconds == 33.0, "it is far slower: not tried"
 
 
+def test_a_second_precision_that_fails_to_compile_leaves_the_layout_of_the_way_chosen(
+    tiny_recipe: Any, by_hand: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts = []
+
+    def compile_for(
+        speed: speeds.Speed, network: nn.Module, inputs: Tensor, ways: tuple[Way, ...]
+    ) -> float:
+        network.to(memory_format=torch.channels_last)
+        layouts.extend(way.layout for way in ways)
+        raise MachineError("bf16 does not compile")
+
+    monkeypatch.setattr(speeds, "compile_for", compile_for)
+    recipe = tiny_recipe.override(train__layout="auto", train__precision="auto")
+    trained = nn.Sequential(nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    speed = resolve_speed(trained, torch.rand(8, 4, 8, 8), recipe, steps=LONG)
+    assert layouts == ["contiguous", "channels_last"]
+    assert (speed.way, speed.reason) == (PLAIN, "bf16 does not compile")
+    assert trained[0].weight.is_contiguous(), "4 channels, so the two layouts differ"
+
+
 def test_a_short_training_is_not_compiled(tiny_recipe: Any, by_hand: dict[str, float]) -> None:
     assert "too short" in resolved(tiny_recipe, steps=5).reason
     assert resolved(tiny_recipe, budget_seconds=30.0).compiled is None

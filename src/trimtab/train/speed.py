@@ -144,6 +144,7 @@ def consider_compiling(
     try:
         speed.compile_seconds = compile_for(speed, network, inputs, ways)
     except MachineError as error:
+        network.to(memory_format=LAYOUTS[speed.way.layout])
         speed.reason = error.message
         say(f"not compiled: {error.message}")
         return
