@@ -177,6 +177,22 @@ def test_a_nearly_as_fast_precision_is_compiled_too_where_that_can_be_won_back(
     assert speed_of(LONG).compile_seconds == 33.0, "it is far slower: not tried"
 
 
+def test_every_way_of_the_trial_is_compiled_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def step_seconds(network: nn.Module, inputs: Tensor, way: Way, call: Any) -> float:
+        done.append((way, type(call)))
+        return 0.0
+
+    monkeypatch.setattr(compiling.torch, "compile", lambda network, **settings: network)
+    monkeypatch.setattr(speeds, "missing_compiler", lambda device: "")
+    monkeypatch.setattr(speeds, "step_seconds", step_seconds)
+    speed = speeds.Speed(PLAIN)
+    speeds.compile_for(speed, network(), pixels(), WAYS[:2])
+    assert done == [(way, Compiled) for way in WAYS[:2]]
+    assert speed.compiled is not None
+
+
 def test_a_second_precision_that_fails_to_compile_leaves_the_layout_of_the_way_chosen(
     tiny_recipe: Any, by_hand: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
