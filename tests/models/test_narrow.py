@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 
 from tests.models.passing import passed
 from trimtab.models import narrow
-from trimtab.models.narrow import Narrow, by_columns, is_dense, narrowest, width_of
+from trimtab.models.narrow import Narrow, by_columns, is_dense, narrowest, pays
 
 LAYERS = [
     nn.Conv2d(64, 8, 3, padding=1), nn.Conv2d(64, 8, 3, stride=2, padding=1, bias=False),
@@ -67,16 +67,22 @@ def test_narrow_layers_differ_from_fp32_no_more_than_the_usual_ones(
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("size", [(3, 3), (9, 8), (5, 17)])
-def test_the_width_is_that_of_the_outputs(layer: nn.Conv2d, size: tuple[int, int]) -> None:
+def test_the_width_asked_about_is_that_of_the_outputs(
+    layer: nn.Conv2d, size: tuple[int, int]
+) -> None:
     features = torch.randn(1, 64, *size)
-    assert width_of(features, layer) == layer(features).shape[3]
+    width, place = layer(features).shape[3], (layer.stride, layer.padding, layer.dilation)
+    for longest in (width - 1, width):
+        with mock.patch.object(narrow, "NARROW", longest):
+            assert pays(features, layer.weight, place) == (longest == width)
 
 
-def test_wide_maps_go_the_usual_way() -> None:
-    layer = copy.deepcopy(LAYERS[0])
+@pytest.mark.parametrize(("channels", "width"), [(64, narrowest(torch.float32) + 1), (32, 2)])
+def test_wide_maps_and_few_channels_go_the_usual_way(channels: int, width: int) -> None:
+    layer = nn.Conv2d(channels, 8, 3, padding=1)
     layer.__class__ = Narrow
     with mock.patch.object(narrow, "by_columns", wraps=by_columns) as called:
-        passed(layer, torch.randn(2, 64, 4, narrowest(torch.float32) + 1), low=False)
+        passed(layer, torch.randn(2, channels, 4, width), low=False)
     assert not called.called
 
 
@@ -89,7 +95,7 @@ def test_lines_are_longer_in_bf16_where_the_processor_has_tiles() -> None:
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.Conv2d(64, 8, 1), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(32, 8, 3),
+    [nn.Conv2d(64, 8, 1), nn.Conv2d(64, 64, 3, groups=64),
      nn.Conv2d(64, 8, 3, padding="same"), nn.Conv2d(64, 8, 3, padding=1, padding_mode="reflect")],
     ids=str,
 )  # fmt: skip

@@ -18,7 +18,7 @@ class Own(nn.Conv2d):
 KINDS = [
     (nn.Conv2d(8, 8, 1, stride=2), Pointwise), (nn.Conv2d(8, 8, 1), Pointwise),
     (nn.Conv2d(8, 8, 3, groups=8), Depthwise), (nn.Conv2d(64, 8, 3), Narrow),
-    (nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d), (nn.Conv2d(3, 8, 3), nn.Conv2d), (Own(8, 8, 1), Own),
+    (nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d), (nn.Conv2d(3, 8, 3), Narrow), (Own(8, 8, 1), Own),
     (nn.Linear(8, 8), nn.Linear),
 ]  # fmt: skip
 

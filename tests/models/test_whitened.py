@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from trimtab.models import narrow
 from trimtab.models.whitened import PooledConv2d, wcnn_small
 from trimtab.records.schema import Schema
 
@@ -30,6 +32,18 @@ def test_what_pooling_drops_is_not_computed_and_not_missed(colour: Schema, side:
     for found, wanted in zip(outputs_and_gradients(network, inputs),
                              outputs_and_gradients(plain, inputs), strict=True):  # fmt: skip
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_narrow_pooled_maps_have_a_product_for_the_gradient_of_their_weight() -> None:
+    torch.manual_seed(0)
+    layer = PooledConv2d(64, 8, 3, padding=1, bias=False).train()
+    maps = torch.randn(4, 64, 3, 3, requires_grad=True)
+    wanted = torch.autograd.grad(nn.functional.conv2d(maps, layer.weight, padding=1)[..., :2, :2]
+                                 .square().sum(), [maps, layer.weight])  # fmt: skip
+    with mock.patch.object(narrow, "by_columns", wraps=narrow.by_columns) as called:
+        found = torch.autograd.grad(layer(maps).square().sum(), [maps, layer.weight])
+    assert called.call_count == 1
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_odd_maps_lose_their_last_row_and_column_in_training_alone() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn import functional
 
 from trimtab.models.correlate import Pair, Place
 
@@ -27,22 +27,30 @@ class Narrow(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W'), in bf16 where autocast says so."""
-        if features.device.type != "cpu" or not self.training:
+        if not self.training:
             return super().forward(features)
+        place = (self.stride, self.padding, self.dilation)
+        return convolve(features, self.weight, self.bias, place)  # type: ignore[arg-type]
+
+
+def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
+    """Convolve as torch does, with the quicker gradient of the weight (C', C, h, w)."""
+    if features.device.type == "cpu":
         if torch.is_autocast_enabled("cpu"):
             features = features.to(torch.get_autocast_dtype("cpu"))
-        if width_of(features, self) > narrowest(features.dtype):
-            return super().forward(features)
-        return NarrowConvolution.apply(  # type: ignore[no-any-return]
-            features, self.weight, self.bias, self.stride, self.padding, self.dilation
-        )
+        if pays(features, weight, place):
+            return NarrowConvolution.apply(  # type: ignore[no-any-return]
+                features, weight, bias, *place
+            )
+    return functional.conv2d(features, weight, bias, *place)
 
 
-def width_of(features: Tensor, layer: nn.Conv2d) -> int:
-    """Return the pixels in a line of what a layer makes of `features`."""
-    (*_, size), (*_, side) = features.shape, layer.kernel_size
-    stride, padding, dilation = (int(at[1]) for at in (layer.stride, layer.padding, layer.dilation))
-    return (size + 2 * padding - dilation * (side - 1) - 1) // stride + 1
+def pays(features: Tensor, weight: Tensor, place: Place) -> bool:
+    """Return whether the product is the quicker: many channels and a short line of outputs."""
+    (_, stride), (_, padding), (_, dilation) = place
+    span = dilation * (weight.shape[3] - 1) + 1
+    width = (features.shape[3] + 2 * padding - span) // stride + 1
+    return weight.shape[1] >= FEWEST_CHANNELS and width <= narrowest(features.dtype)
 
 
 def narrowest(kind: torch.dtype) -> int:
@@ -89,7 +97,7 @@ def by_columns(outer: Tensor, features: Tensor, kernel: Pair, place: Place) -> T
     """
     samples, channels, height, width = outer.shape
     _, (down, across), _ = place
-    padded = pad(features, (across, across, down, down)).permute(0, 2, 3, 1).contiguous()
+    padded = functional.pad(features, (across, across, down, down)).permute(0, 2, 3, 1).contiguous()
     asked = outer.permute(0, 2, 3, 1)
     depth = padded.shape[3]
     each = max(1, MOST_COLUMNS // (height * width * kernel[0] * kernel[1] * depth))
@@ -113,10 +121,9 @@ def windows(padded: Tensor, kernel: Pair, place: Place) -> Tensor:
 
 
 def is_dense(module: nn.Conv2d) -> bool:
-    """Return whether a layer is a plain convolution of several pixels and many channels."""
+    """Return whether a layer is a plain convolution of several pixels."""
     return (
         module.groups == 1
-        and module.in_channels >= FEWEST_CHANNELS
         and module.kernel_size != (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trimtab.models.blocks import halvings, scaled
+from trimtab.models.narrow import convolve
 from trimtab.records.schema import Schema
 
 MOST_DIRECTIONS = 64  # filters of the first layer at the most
@@ -25,7 +26,7 @@ class PooledConv2d(nn.Conv2d):
         if not self.training or (height % 2 == 0 and width % 2 == 0):
             return super().forward(features)
         padded = functional.pad(features, (1, 1 - width % 2, 1, 1 - height % 2))
-        return functional.conv2d(padded, self.weight, self.bias)
+        return convolve(padded, self.weight, self.bias, ((1, 1), (0, 0), (1, 1)))
 
 
 def whitened_cnn(
