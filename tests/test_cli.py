@@ -144,6 +144,22 @@ def test_check_prints_counts_and_json(run_cli: Any, digits_folder: Path) -> None
     assert json.loads(stdout)
 
 
+@pytest.mark.parametrize("verb", ["train", "compare", "fit"])
+def test_pictures_that_are_left_out_are_told_where_work_begins(
+    run_cli: Any, tmp_path: Path, verb: str
+) -> None:
+    data = picture_folder(tmp_path / "data", {"cat": 60, "dog": 60})
+    (data / "cat" / "torn.png").write_bytes(b"no picture")
+    once = ("--set", "train.epochs=1")
+    words = {"train": once, "fit": ("--target", "size<=1MB", "--dry-run"),
+             "compare": ("--models", "cnn_small,dwconv_small", *once)}[verb]  # fmt: skip
+    out = () if verb == "fit" else ("--out", str(tmp_path / "run"))
+    code, _, stderr = run_cli(verb, str(data), *words, *out)
+    assert code == 0
+    (line,) = [line for line in stderr.splitlines() if "torn.png" in line]
+    assert line.startswith("warning: 1 picture left out")
+
+
 def test_verbs_one_by_one_from_pictures_to_labels(
     run_cli: Any, digits_folder: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 
@@ -27,11 +28,15 @@ def test_off_terminal_output_is_one_plain_line_per_ten_seconds(
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(module.OUTPUT, "quiet", False)
+    monkeypatch.setattr(module.OUTPUT, "shown", -math.inf)
     with progress(100, "train") as bar:
         bar.started = 0.0
         for second in range(31):
             now[0] = float(second)
             bar.update(second, "loss 0.3 · 1,234 img/s")
+            with progress(1, "evaluate") as inner:
+                inner.started = 0.0
+                inner.update(1)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert "left" in lines[0]

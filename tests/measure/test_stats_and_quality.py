@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from trimtab.measure.quality import score
+from trimtab.data.dataset import Split
+from trimtab.machine import progress
+from trimtab.measure.quality import logits_of, score
 from trimtab.measure.stats import bootstrap_ratio, mean_share, paired_difference, wilson
 
 
@@ -71,3 +73,21 @@ def test_intervals_over_pictures_and_seeds_hold_the_truth_as_often_as_they_say()
             found.append(low <= 0 <= high)
     assert np.mean(held) > 0.94
     assert np.mean(alone) < np.mean(held)  # one seed cannot know what another would have given
+
+
+def test_long_looks_at_a_split_show_how_far_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    split = Split(pixels, np.zeros(12, dtype=np.int64), tuple(map(str, range(12))))
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LIVE_SECONDS", 0.0)
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.setattr(progress.OUTPUT, "quiet", False)
+    logits = logits_of(lambda rows: rows.reshape(-1, 1), split, batch_size=5)
+    assert logits[:, 0].tolist() == list(range(12))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("·")[0].strip() for line in lines] == [
+        "evaluate   42 %", "evaluate   83 %", "evaluate  100 %",
+    ]  # fmt: skip

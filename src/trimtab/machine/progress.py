@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -20,12 +21,14 @@ SHOW_AFTER_SECONDS = 2.0
 class Output:
     """What the command line prints: `quiet` silences progress, `json` asks for one object.
 
-    `began` is when the command was started; None where there is none.
+    `began` is when the command was started; None where there is none. `shown` is when progress was
+    last shown, whatever the work.
     """
 
     quiet: bool = True
     json: bool = False
     began: float | None = None
+    shown: float = -math.inf
 
 
 OUTPUT = Output()
@@ -66,7 +69,6 @@ class Bar:
     total: float
     what: str
     started: float = field(default_factory=time.monotonic)
-    shown: float = 0.0
     shows: int = 0
 
     def due(self) -> bool:
@@ -74,16 +76,16 @@ class Bar:
         now = time.monotonic()
         if OUTPUT.quiet or now - self.started < SHOW_AFTER_SECONDS:
             return False
-        silent = now - self.shown
+        silent = now - OUTPUT.shown
         return silent >= LIVE_SECONDS and (silent >= PLAIN_SECONDS or is_live())
 
     def update(self, done: float, note: str = "") -> None:
         """Say that `done` of `total` units are finished, where it is time to."""
         if not self.due():
             return
-        self.shown = time.monotonic()
+        OUTPUT.shown = time.monotonic()
         self.shows += 1
-        line = self.line(done, note, self.shown - self.started)
+        line = self.line(done, note, OUTPUT.shown - self.started)
         if is_live():
             width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
             print(f"\r\x1b[K{line[:width]}", end="", file=sys.stderr, flush=True)

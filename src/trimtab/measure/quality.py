@@ -14,6 +14,7 @@ from torch import nn
 
 from trimtab.data.dataset import Split
 from trimtab.machine.probe import Autocast
+from trimtab.machine.progress import progress
 from trimtab.measure.metrics import METRICS, confusion
 from trimtab.measure.stats import wilson
 
@@ -62,8 +63,11 @@ def score(logits: Array, targets: Array, *, split: str) -> Scores:
 
 def logits_of(call: Call, split: Split, batch_size: int = BATCH) -> Array:
     """Return the logits (N, K) of `call` for every sample of `split`, in order."""
-    starts = range(0, len(split), batch_size)
-    parts = [call(np.asarray(split.inputs[i : i + batch_size])) for i in starts]
+    parts = []
+    with progress(len(split), "evaluate") as bar:
+        for start in range(0, len(split), batch_size):
+            parts.append(call(np.asarray(split.inputs[start : start + batch_size])))
+            bar.update(start + batch_size)
     return np.concatenate(parts).astype(np.float32)
 
 

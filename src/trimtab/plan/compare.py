@@ -26,6 +26,7 @@ from trimtab.plan.ranking import Ranked, ranked_rows
 from trimtab.plan.rounds import flip_stage, require_alive, screen_stage, share_stage, train_member
 from trimtab.plan.screen import Screened
 from trimtab.records.files import read_json, write_json
+from trimtab.records.finding import warn
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     Run,
@@ -107,6 +108,7 @@ def begin(
 ) -> Contest:  # fmt: skip
     """Start a comparison, or open the one in `path`, which must be the same."""
     dataset = open_dataset(data, recipe, seed=seeds[0])
+    warn(dataset.findings)
     told: dict[str, Any] = {
         "models": [member.name for member in members], "seed": seeds[0], "seeds": len(seeds),
         "budget": budget.seconds if budget else None,

@@ -26,6 +26,7 @@ from trimtab.plan.stages import (
     train_stage,
 )
 from trimtab.records.files import write_json
+from trimtab.records.finding import warn
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     Run,
@@ -68,6 +69,7 @@ def fit(
     with stoppable(), reserved(path):
         require_no_run(path)
         dataset = open_dataset(data, chosen, seed=seed)
+        warn(dataset.findings)
         if model is not None:
             chosen = with_model(chosen, dataset.schema, model)
         run = start_run(path, kind="fit", label=label_of(data), recipe=chosen, seed=seed)
@@ -128,6 +130,7 @@ def plan(
     chosen = as_recipe(recipe)
     require_parts(chosen)
     dataset = open_dataset(data, chosen, seed=seed)
+    warn(dataset.findings)
     if model is not None:
         chosen = with_model(chosen, dataset.schema, model)
     rows = screen(dataset.schema, chosen, goal, seconds=SCREEN * seconds, model=model)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from trimtab.machine.progress import say
 
 
 class Finding(BaseModel):
@@ -17,3 +20,10 @@ class Finding(BaseModel):
     message: str
     evidence: dict[str, Any] = {}
     remedy: str = ""
+
+
+def warn(findings: Iterable[Finding]) -> None:
+    """Say the warnings and errors among `findings`, a line each, unless quiet."""
+    for finding in findings:
+        if finding.severity != "info":
+            say(f"{finding.severity}: {finding.message}")

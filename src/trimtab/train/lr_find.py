@@ -15,6 +15,7 @@ from trimtab.data.dataset import Dataset, open_dataset
 from trimtab.errors import UsageError
 from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.records.files import make_folder, write_json, write_text
+from trimtab.records.finding import warn
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import new_name, require_seed
 from trimtab.report.rates import rate_picture
@@ -144,6 +145,7 @@ def lr_find(
                          f"leave it out for {STEPS}")  # fmt: skip
     with stoppable():
         dataset = open_dataset(data, recipe, seed=seed)
+        warn(dataset.findings)
         recipe = with_model(recipe, dataset.schema, model)
         path = make_folder(Path(out) if out is not None else Path("runs") / new_name("lr-find"))
         with generators_restored(), filled_or_gone(path):

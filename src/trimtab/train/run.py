@@ -12,7 +12,7 @@ from trimtab.data.dataset import Dataset, dataset_of, open_dataset
 from trimtab.errors import UsageError
 from trimtab.machine.device import device_name
 from trimtab.machine.interrupt import stoppable, stopped
-from trimtab.machine.progress import began, say
+from trimtab.machine.progress import began
 from trimtab.models.build import adopt_module, build, macs_and_params, save_weights
 from trimtab.models.pretrained import require_named
 from trimtab.records.files import (
@@ -23,7 +23,7 @@ from trimtab.records.files import (
     write_json,
     write_text,
 )
-from trimtab.records.finding import Finding
+from trimtab.records.finding import Finding, warn
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     LEDGER,
@@ -70,6 +70,7 @@ def train(
     with stoppable(), reserved(path):
         require_unfinished(path)
         dataset = open_dataset(data, recipe, seed=seed)
+        warn(dataset.findings)
         recipe = with_model(recipe, dataset.schema, model)
         spent = time.monotonic() - started
         if is_run(path):
@@ -313,9 +314,10 @@ def hurried(result: TrainResult, budget: float | None) -> list[Finding]:
         return []
     message = (f"the budget of {budget:g} s was over after {100 * result.epochs:.2g} % of one pass "
                "through the data: the rest was never seen")  # fmt: skip
-    say(f"warning: {message}")
-    return [Finding(
+    found = [Finding(
         name="short_budget", severity="warning", message=message,
         evidence={"budget_seconds": budget, "epochs": result.epochs},
         remedy="give it more time, fewer or smaller pictures, or a smaller model",
     )]  # fmt: skip
+    warn(found)
+    return found
