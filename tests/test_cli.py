@@ -144,7 +144,7 @@ def test_check_prints_counts_and_json(run_cli: Any, digits_folder: Path) -> None
     assert json.loads(stdout)
 
 
-@pytest.mark.parametrize("verb", ["train", "compare", "fit"])
+@pytest.mark.parametrize("verb", ["train", "compare", "fit", "lr-find"])
 def test_pictures_that_are_left_out_are_told_where_work_begins(
     run_cli: Any, tmp_path: Path, verb: str
 ) -> None:
@@ -152,7 +152,8 @@ def test_pictures_that_are_left_out_are_told_where_work_begins(
     (data / "cat" / "torn.png").write_bytes(b"no picture")
     once = ("--set", "train.epochs=1")
     words = {"train": once, "fit": ("--target", "size<=1MB", "--dry-run"),
-             "compare": ("--models", "cnn_small,dwconv_small", *once)}[verb]  # fmt: skip
+             "compare": ("--models", "cnn_small,dwconv_small", *once), "lr-find": (),
+             }[verb]  # fmt: skip
     out = () if verb == "fit" else ("--out", str(tmp_path / "run"))
     code, _, stderr = run_cli(verb, str(data), *words, *out)
     assert code == 0
