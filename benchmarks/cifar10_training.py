@@ -34,11 +34,13 @@ def train_once(data: Path, out: Path, seed: int, settings: list[str]) -> dict[st
     test = dataset_of(run, data).splits["test"]
     scores = score(logits_of(network_call(tt.load(run)), test), test.targets, split="test")
     speed = run.measured("images_per_second") or {}
-    return {
+    row = {
         "seed": seed, "command s": round(seconds, 1), "test accuracy": scores.accuracy,
         "95 %": f"{scores.low:.4f}-{scores.high:.4f}", "img/s": round(speed["value"]),
         "precision": speed["precision"], "epochs": run.facts["epochs"],
     }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def main() -> None:
@@ -46,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--result", default="cifar10_training", help="name of the file of results")
     parser.add_argument("--work", type=Path, default=Path("build"))
     options = parser.parse_args()
     data = options.work / "cifar10"
@@ -56,12 +59,13 @@ def main() -> None:
             for seed in range(options.seeds)]  # fmt: skip
     mean = statistics.mean(row["test accuracy"] for row in rows)
     write(
-        "cifar10_training",
+        options.result,
         rows,
         notes=f"`trimtab train cifar10 --recipe recipes/cifar10.yaml`"
         f"{''.join(f' --set {one}' for one in (*SETTINGS, *options.settings))}; mean test accuracy "
         f"{mean:.4f} over {len(rows)} seeds, without test-time augmentation. The first "
         "command decodes the pictures, the others find them in the cache.",
+        script="cifar10_training",
     )
 
 

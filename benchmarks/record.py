@@ -27,15 +27,19 @@ def shared_data() -> Path:
     return folder
 
 
-def write(name: str, rows: list[dict[str, Any]], *, notes: str = "", seed: int = 0) -> None:
-    """Write `rows` to results/<name>.json, print them, and draw results/README.md anew."""
+def write(
+    name: str, rows: list[dict[str, Any]], *, notes: str = "", seed: int = 0, script: str = ""
+) -> None:
+    """Write `rows` to results/<name>.json, print them, and draw results/README.md anew.
+
+    `script` is the one that measured them, where results of several settings are kept apart.
+    """
     env = environment(seed)
     machine = {key: env[key] for key in ("processor", "cores", "python", "versions", "date")}
     make_folder(RESULTS)
-    write_json(
-        RESULTS / f"{name}.json",
-        {"benchmark": f"benchmarks/{name}.py", "machine": machine, "notes": notes, "rows": rows},
-    )
+    source = f"benchmarks/{script or name}.py"
+    found = {"benchmark": source, "machine": machine, "notes": notes, "rows": rows}
+    write_json(RESULTS / f"{name}.json", found)
     write_text(RESULTS / "README.md", page())
     print(table(rows))
 

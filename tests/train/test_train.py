@@ -54,9 +54,13 @@ def test_same_seed_gives_the_same_weights_and_another_seed_does_not(
     assert not all(other)
 
 
+@pytest.mark.parametrize("guess", [None, 100.0], ids=["measured", "held_up"])
 def test_budget_ends_a_training_that_has_epochs_left(
-    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
-) -> None:
+    guess: float | None, tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if guess is not None:  # half of the budget would be kept for evaluations that are quick
+        monkeypatch.setattr(loop, "evaluation_seconds", lambda *_: guess)
     recipe = tiny_recipe.override(train__epochs=100_000, train__patience=100_000)
     started = time.monotonic()
     run = train(tiny_dataset, recipe=recipe, budget=8, out=tmp_path / "r")
@@ -64,6 +68,22 @@ def test_budget_ends_a_training_that_has_epochs_left(
     rates = [r["lr"] for r in run.metrics if "lr" in r]
     assert rates[-1] < 0.2 * max(rates)
     assert not any(finding.name == "short_budget" for finding in run.findings)
+
+
+def test_time_kept_for_the_end_follows_what_evaluations_usually_take() -> None:
+    clock = Clock(100.0)
+    clock.reserve(20.0)
+    wrong = clock.reserved
+    for _ in range(3):
+        with clock.evaluating():
+            pass
+    usual = clock.reserved
+    clock.reserve(20.0)
+    assert clock.reserved == pytest.approx(usual, abs=0.1), "one that was held up counts for little"
+    assert usual < 0.1 * wrong
+    for _ in range(3):
+        clock.reserve(20.0)
+    assert clock.reserved == wrong
 
 
 def test_budget_that_ends_before_the_first_epoch_is_told(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ LOGGED_OF_EPOCH = 10  # at the most
 SAVING_SECONDS = 0.5
 LEAVING_SECONDS = 1.0  # Python's end, with torch and timm loaded
 FINAL_EVALUATIONS = 1.2  # how long ending takes, in evaluations
+TYPICAL_OF = 5  # last evaluations, by which the next one is judged
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Clock:
 
     `step` counts updates and `epoch` the epochs that were evaluated; `reserved` seconds are kept
     for the last evaluations; `earlier` were used before the training was resumed; `sides` are those
-    of the pictures, as in `train.resolution`.
+    of the pictures, as in `train.resolution`; `evaluations` are what the last ones took.
     """
 
     budget_seconds: float | None
@@ -43,6 +46,7 @@ class Clock:
     earlier: float = 0.0
     reserved: float = 0.0
     sides: tuple[float, ...] = ()
+    evaluations: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -67,9 +71,20 @@ class Clock:
         areas = [side**2 * min(1.0, max(0.0, phase - n)) for n, side in enumerate(self.sides)]
         return sum(areas) / sum(side**2 for side in self.sides)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Learn from the evaluation inside the block what the last ones will take."""
+        started = time.monotonic()
+        yield
+        self.reserve(time.monotonic() - started)
+
     def reserve(self, evaluation_seconds: float) -> None:
-        """Keep time for what comes after the last step: evaluations, saving, a command's exit."""
-        wanted = 2 * FINAL_EVALUATIONS * evaluation_seconds + SAVING_SECONDS
+        """Keep time for what comes after the last step: evaluations, saving, a command's exit.
+
+        One evaluation may be held up; the middle one of the last few counts.
+        """
+        self.evaluations = [*self.evaluations, evaluation_seconds][-TYPICAL_OF:]
+        wanted = 2 * FINAL_EVALUATIONS * median(self.evaluations) + SAVING_SECONDS
         wanted += LEAVING_SECONDS if OUTPUT.began is not None else 0.0
         self.reserved = min(wanted, 0.5 * (self.budget_seconds or 0.0))
 

@@ -89,7 +89,7 @@ def train_network(
                     kept.save(last=ending)
                 if ending:
                     break
-            with settings.average.applied(network):
+            with settings.average.applied(network), clock.evaluating():
                 scores = evaluate(network, dataset, settings.autocast)
                 best.offer(scores, network, clock.step / steps)
             log.epoch(clock, clock.step / steps, scores)
@@ -98,7 +98,7 @@ def train_network(
             stalled = clock.step / steps - best.epoch >= recipe.train.patience
             if (stalled or stop.requested) and not ending:
                 kept.save(last=True)
-            if clock.progress >= 1 or stop.requested or stalled:
+            if ending or clock.progress >= 1 or stop.requested or stalled:
                 break
     network.load_state_dict(best.weights)
     scores = evaluate(network, dataset)
