@@ -40,7 +40,7 @@ def test_narrow_pooled_maps_have_a_product_for_the_gradient_of_their_weight() ->
     maps = torch.randn(4, 64, 3, 3, requires_grad=True)
     wanted = torch.autograd.grad(nn.functional.conv2d(maps, layer.weight, padding=1)[..., :2, :2]
                                  .square().sum(), [maps, layer.weight])  # fmt: skip
-    with mock.patch.object(narrow, "by_columns", wraps=narrow.by_columns) as called:
+    with mock.patch.object(narrow, "weight_gradient", wraps=narrow.weight_gradient) as called:
         found = torch.autograd.grad(layer(maps).square().sum(), [maps, layer.weight])
     assert called.call_count == 1
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -1,8 +1,8 @@
-"""The weight gradient of convolutions on narrow maps as a product of matrices.
+"""Convolutions on narrow maps, computed as products of matrices where that is quicker.
 
-oneDNN sums that gradient line by line, and keeps its units for matrices nearly idle where a line
-has few pixels: up to 32 at once with AMX. Here all lines of many pictures are one product, at the
-price of copying what each pixel saw.
+oneDNN goes line by line, and keeps its units for matrices nearly idle where a line has few pixels:
+those of AMX take 32 at once to sum the gradient of a weight, and 16 otherwise. Here all lines of
+many pictures are one product, at the price of copying what each pixel saw.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trimtab.models.columns import both_gradients, convolved, kernel_of, weight_gradient
 from trimtab.models.correlate import Pair, Place
 
-MOST_COLUMNS = 1 << 23  # numbers copied at once, for the caches' sake
 FEWEST_CHANNELS = 64  # of the inputs; below, the copies cost what the product saves
 NARROW = 3  # pixels in a line of the outputs
-NARROW_TILES = 8  # the same in bf16 where AMX takes 32 of a line at once
+NARROW_TILES = 8  # the same in bf16 where there is AMX
+NARROWEST_TILES = 5  # there, also for the outputs and the gradient of the inputs
 TILES = torch.cpu._is_amx_tile_supported()  # asked here, since torch cannot compile the question
 
 
 class Narrow(nn.Conv2d):
-    """A convolution whose weight gradient is a product of matrices where its outputs are narrow."""
+    """A convolution that is trained by products of matrices where its outputs are narrow."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W'), in bf16 where autocast says so."""
@@ -34,7 +35,7 @@ class Narrow(nn.Conv2d):
 
 
 def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
-    """Convolve as torch does, with the quicker gradient of the weight (C', C, h, w)."""
+    """Convolve by a weight (C', C, h, w) as torch does, in what is the quicker way to train it."""
     if features.device.type == "cpu":
         if torch.is_autocast_enabled("cpu"):
             features = features.to(torch.get_autocast_dtype("cpu"))
@@ -47,19 +48,24 @@ def convolve(features: Tensor, weight: Tensor, bias: Tensor | None, place: Place
 
 def pays(features: Tensor, weight: Tensor, place: Place) -> bool:
     """Return whether the product is the quicker: many channels and a short line of outputs."""
+    longest = NARROW_TILES if has_tiles(features) else NARROW
+    return weight.shape[1] >= FEWEST_CHANNELS and width(features, weight, place) <= longest
+
+
+def width(features: Tensor, weight: Tensor, place: Place) -> int:
+    """Return how many pixels a line of the outputs has."""
     (_, stride), (_, padding), (_, dilation) = place
     span = dilation * (weight.shape[3] - 1) + 1
-    width = (features.shape[3] + 2 * padding - span) // stride + 1
-    return weight.shape[1] >= FEWEST_CHANNELS and width <= narrowest(features.dtype)
+    return (features.shape[3] + 2 * padding - span) // stride + 1
 
 
-def narrowest(kind: torch.dtype) -> int:
-    """Return how many pixels a line may have for the product to be quicker."""
-    return NARROW_TILES if TILES and kind == torch.bfloat16 else NARROW
+def has_tiles(features: Tensor) -> bool:
+    """Return whether the processor has units for products of matrices of this precision."""
+    return TILES and features.dtype == torch.bfloat16
 
 
 class NarrowConvolution(torch.autograd.Function):
-    """Convolve in the features' precision; only the gradient of the weight goes its own way."""
+    """Convolve in the features' precision; the gradient of the weight is always a product."""
 
     @staticmethod
     def forward(
@@ -67,57 +73,39 @@ class NarrowConvolution(torch.autograd.Function):
         padding: Pair, dilation: Pair,
     ) -> Tensor:  # fmt: skip
         """Return the outputs (N, C', H', W')."""
-        low = weight.to(features.dtype)
+        low, place = weight.to(features.dtype), (stride, padding, dilation)
         ctx.save_for_backward(features, low)
-        ctx.place, ctx.kind = (stride, padding, dilation), weight.dtype
+        ctx.place, ctx.kind = place, weight.dtype
         bias = None if bias is None else bias.to(features.dtype)
-        return torch.convolution(features, low, bias, stride, padding, dilation, False, (0, 0), 1)
+        if has_tiles(features) and width(features, low, place) <= NARROWEST_TILES:
+            return convolved(features, low, bias, place)
+        return torch.convolution(features, low, bias, *place, False, (0, 0), 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of features, weight and bias."""
         (features, weight), outer = ctx.saved_tensors, grads[0]
+        for_features, for_weight, for_bias, *_ = ctx.needs_input_grad
         inner = by_weight = by_bias = None
-        if ctx.needs_input_grad[0]:
+        if for_features and for_weight and turns_round(outer, features, ctx.place):
+            inner, by_weight = both_gradients(outer, features, weight, ctx.place)
+        elif for_weight:
+            by_weight = weight_gradient(outer, features, kernel_of(weight), ctx.place)
+        if for_features and inner is None:
             inner = torch.ops.aten.convolution_backward(
                 outer, features, weight, None, *ctx.place, False, (0, 0), 1, (True, False, False)
             )[0]
-        if ctx.needs_input_grad[1]:
-            found = by_columns(outer, features, (weight.shape[2], weight.shape[3]), ctx.place)
-            by_weight = found.to(ctx.kind)
-        if ctx.needs_input_grad[2]:
+        if by_weight is not None:
+            by_weight = by_weight.to(ctx.kind)
+        if for_bias:
             by_bias = outer.sum((0, 2, 3), dtype=torch.float32)
         return inner, by_weight, by_bias, None, None, None
 
 
-def by_columns(outer: Tensor, features: Tensor, kernel: Pair, place: Place) -> Tensor:
-    """Return the gradient of a weight (C', C, h, w), summed in fp32 over parts of the batch.
-
-    `outer` (N, C', H', W') is the gradient of what the layer made of `features` (N, C, H, W).
-    """
-    samples, channels, height, width = outer.shape
-    _, (down, across), _ = place
-    padded = functional.pad(features, (across, across, down, down)).permute(0, 2, 3, 1).contiguous()
-    asked = outer.permute(0, 2, 3, 1)
-    depth = padded.shape[3]
-    each = max(1, MOST_COLUMNS // (height * width * kernel[0] * kernel[1] * depth))
-    found = None
-    for first in range(0, samples, each):
-        rows = asked[first : first + each].flatten(0, 2)
-        seen = windows(padded[first : first + each], kernel, place)
-        part = rows.t() @ seen.reshape(len(rows), -1)
-        found = part if found is None else found.float() + part
-    assert found is not None
-    return found.view(channels, *kernel, depth).permute(0, 3, 1, 2)
-
-
-def windows(padded: Tensor, kernel: Pair, place: Place) -> Tensor:
-    """Return a view of what each output pixel saw, (N, H', W', h, w, C), of (N, H, W, C)."""
-    stride, _, dilation = place
-    for axis in range(2):
-        span = dilation[axis] * (kernel[axis] - 1) + 1
-        padded = padded.unfold(1 + axis, span, stride[axis])[..., :: dilation[axis]]
-    return padded.permute(0, 1, 2, 4, 5, 3)
+def turns_round(outer: Tensor, features: Tensor, place: Place) -> bool:
+    """Return whether one copy serves both gradients, and that is the quicker way."""
+    alike = max(place[0]) == 1 and outer.shape[2:] == features.shape[2:]
+    return alike and has_tiles(features) and outer.shape[3] <= NARROWEST_TILES
 
 
 def is_dense(module: nn.Conv2d) -> bool:
