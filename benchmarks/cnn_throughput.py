@@ -30,7 +30,7 @@ from trimtab.machine.memory import kept_memory
 from trimtab.machine.threads import calm_threads
 from trimtab.measure.stats import bootstrap_ratio
 from trimtab.models.build import build
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 from trimtab.train.initial import set_first_weights
 from trimtab.train.log import Clock
 from trimtab.train.loop import set_rate
@@ -130,7 +130,7 @@ def serve(pipe: Connection, name: str, ours: bool) -> None:
     network = build(dataset.schema, chosen)
     set_first_weights(network, dataset.splits["train"], chosen)
     if ours:
-        with kept_memory(), quick_convolutions(network):
+        with kept_memory(), quick_layers(network):
             steps, way = resolved(network, dataset, chosen)
             answer(pipe, steps, way)
     else:

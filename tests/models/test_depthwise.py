@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from tests.models.passing import passed
 from trimtab.models.correlate import of_lines, of_pictures
 from trimtab.models.depthwise import Depthwise, is_depthwise
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 
 LAYERS = [
     nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
@@ -36,7 +36,7 @@ def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(
     features = torch.randn(4, 8, *size).contiguous(memory_format=torch.channels_last)
     exact = passed(layer, features, low=False)
     plain = passed(layer, features, low=True)
-    with quick_convolutions(layer):
+    with quick_layers(layer):
         assert isinstance(layer, Depthwise)
         quick = passed(layer, features, low=True)
     assert type(layer) is nn.Conv2d
@@ -73,7 +73,7 @@ def test_products_of_matrices_give_the_gradient_of_the_weight(data: st.DataObjec
 def test_without_autocast_nothing_changes() -> None:
     layer, features = copy.deepcopy(LAYERS[1]), torch.randn(2, 8, 9, 9)
     wanted = passed(layer, features, low=False)
-    with quick_convolutions(layer):
+    with quick_layers(layer):
         got = passed(layer, features, low=False)
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
 
@@ -94,7 +94,7 @@ def test_the_graph_that_torch_compiles_gives_the_same_gradients() -> None:
     layers = [copy.deepcopy(LAYERS[5]), copy.deepcopy(LAYERS[4])]
     network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
     torch.manual_seed(0)
-    with quick_convolutions(network):
+    with quick_layers(network):
         graph = torch.compile(network, backend="aot_eager")
         for size in ((6, 7), (20, 17)):  # whole pictures, lines
             features = torch.randn(4, 8, *size).contiguous(memory_format=torch.channels_last)

@@ -72,9 +72,9 @@ def test_training_a_faulty_layer_does_not_destroy_memory(samples: int) -> None:
     code = f"""
 import torch
 from torch import nn
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 layer = nn.Conv2d(8, 24, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
-with quick_convolutions(layer):
+with quick_layers(layer):
     for _ in range(200):
         inputs = torch.rand({samples}, 8, 38, 38).to(memory_format=torch.channels_last)
         layer(inputs.requires_grad_()).sum().backward()

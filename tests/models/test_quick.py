@@ -8,7 +8,7 @@ from torch import nn
 from trimtab.models.depthwise import Depthwise
 from trimtab.models.narrow import Narrow
 from trimtab.models.pointwise import Pointwise
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 
 
 class Own(nn.Conv2d):
@@ -26,13 +26,13 @@ KINDS = [
 def test_each_layer_takes_the_road_of_its_kind_and_only_inside_the_block() -> None:
     layers = nn.Sequential(*(layer for layer, _ in KINDS))
     before = [type(layer) for layer in layers]
-    with quick_convolutions(layers):
+    with quick_layers(layers):
         assert [type(layer) for layer in layers] == [kind for _, kind in KINDS]
     assert [type(layer) for layer in layers] == before
 
 
 def test_an_error_inside_the_block_leaves_the_layers_as_they_were() -> None:
     layer = nn.Conv2d(8, 8, 1)
-    with pytest.raises(KeyError), quick_convolutions(layer):
+    with pytest.raises(KeyError), quick_layers(layer):
         raise KeyError
     assert type(layer) is nn.Conv2d

@@ -23,7 +23,7 @@ from trimtab.measure.latency import Latency, measure_latency
 from trimtab.measure.size import file_bytes
 from trimtab.models.build import build, macs_and_params
 from trimtab.models.image import OWN_NAMES
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 from trimtab.records.recipe import Recipe
 from trimtab.records.schema import Schema
 from trimtab.records.target import Target, show
@@ -197,6 +197,6 @@ def training_speed(network: nn.Module, schema: Schema) -> float:
     device = best_device()
     inputs = torch.rand(batch, *schema.input_shape, device=device).mul_(255)
     network.to(device).train()
-    with quick_convolutions(network):
+    with quick_layers(network):
         _, seconds = probe(network, inputs, seconds=PROBE_SECONDS)
     return batch / min(seconds.values())

@@ -16,7 +16,7 @@ from trimtab.machine.memory import kept_memory
 from trimtab.machine.probe import Autocast
 from trimtab.machine.progress import progress
 from trimtab.measure.quality import Scores, logits_of, network_call, score
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
 from trimtab.train.keep import keeper
@@ -65,7 +65,7 @@ def train_network(
     else:
         clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
     with (
-        kept_memory(), quick_convolutions(network),
+        kept_memory(), quick_layers(network),
         progress(1.0, "train") as bar,
         stop_on_interrupt() as stop,
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,

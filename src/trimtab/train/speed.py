@@ -27,7 +27,7 @@ from trimtab.machine.probe import (
     ways_on,
 )
 from trimtab.machine.progress import say
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
 from trimtab.train.norms import train_mode
@@ -90,7 +90,7 @@ def resolve_speed(
     budget = math.inf if budget_seconds is None else budget_seconds  # 0: all of it is spent
     ways = open_ways(recipe, inputs.device)
     train_mode(network, freeze_norms=recipe.model.freeze_norms)
-    with quick_convolutions(network):
+    with quick_layers(network):
         speed = Speed(ways[0])
         network.to(memory_format=LAYOUTS[speed.way.layout])
         if len(ways) > 1:

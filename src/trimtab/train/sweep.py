@@ -15,7 +15,7 @@ from trimtab.errors import DivergedError
 from trimtab.machine.interrupt import stop_on_interrupt
 from trimtab.machine.memory import kept_memory
 from trimtab.machine.progress import progress
-from trimtab.models.quick import quick_convolutions
+from trimtab.models.quick import quick_layers
 from trimtab.records.recipe import Recipe
 from trimtab.train.log import Clock
 from trimtab.train.loop import set_rate
@@ -85,7 +85,7 @@ def sweep(
     settings.freeze.train_mode()
     settings.freeze.follow(0.0)
     with (
-        kept_memory(), quick_convolutions(network),
+        kept_memory(), quick_layers(network),
         progress(1.0, "lr-find") as bar,
         stop_on_interrupt() as stop,
     ):  # fmt: skip
