@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,12 +27,40 @@ class Pointwise(nn.Conv2d):
         product = few_rows(features)
         if not product and not is_faulty(self):
             return super().forward(features)
-        down, across = self.stride
-        taken = features[:, :, ::down, ::across]
+        taken = every_nth(features, self.stride)  # type: ignore[arg-type]
         if not product:
             return functional.conv2d(taken, self.weight, self.bias)
         rows = taken.permute(0, 2, 3, 1)
         return functional.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def every_nth(features: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Return every n-th pixel of features (N, C, H, W), in their order of memory."""
+    if stride == (1, 1):
+        return features
+    if features.is_contiguous(memory_format=torch.channels_last):
+        return Taken.apply(features, *stride)  # type: ignore[no-any-return]
+    return features[:, :, :: stride[0], :: stride[1]]
+
+
+class Taken(torch.autograd.Function):
+    """Every n-th pixel, in channels-last order; so is the gradient, unlike that of a slice."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, down: int, across: int) -> Tensor:
+        """Return the pixels taken, (N, C, ceil(H / down), ceil(W / across))."""
+        ctx.shape, ctx.steps = features.shape, (down, across)
+        taken = features[:, :, ::down, ::across]
+        return taken.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the features: 0 for those left out."""
+        (outer,), (down, across) = grads, ctx.steps
+        inner = torch.empty(ctx.shape, dtype=outer.dtype, device=outer.device,
+                            memory_format=torch.channels_last).zero_()  # fmt: skip
+        inner[:, :, ::down, ::across] = outer
+        return inner, None, None
 
 
 def few_rows(features: Tensor) -> bool:
