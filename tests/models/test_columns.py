@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
+from tests.models.drawn import drawn_geometry
 from trimtab.models import columns
 from trimtab.models.columns import both_gradients, convolved, weight_gradient
 
@@ -18,14 +19,8 @@ CHUNKS = [1, 2000, 1 << 23]
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_outputs_and_the_gradient_of_the_weight(data: st.DataObject) -> None:
-    kernel, stride, dilation, padding = (
-        data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
-        for low, high in ((1, 5), (1, 3), (1, 2), (0, 4))
-    )
-    least = [max(1, dilation[axis] * (kernel[axis] - 1) + 1 - 2 * padding[axis])
-             for axis in range(2)]  # fmt: skip
-    height, width = (data.draw(st.integers(one, one + 9)) for one in least)
-    features, weight = pair(data, (height, width), kernel)
+    kernel, stride, padding, dilation, size = drawn_geometry(data, largest_kernel=5, slack=9)
+    features, weight = pair(data, size, kernel)
     bias = torch.randn(4) if data.draw(st.booleans()) else None
     outputs = conv2d(features, weight, bias, stride, padding, dilation)
     outer = torch.randn_like(outputs)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import conv2d
 
+from tests.models.drawn import drawn_geometry
 from tests.models.passing import passed
 from trimtab.models.correlate import of_lines, of_pictures
 from trimtab.models.depthwise import Depthwise, is_depthwise
@@ -49,15 +50,9 @@ def test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_products_of_matrices_give_the_gradient_of_the_weight(data: st.DataObject) -> None:
-    kernel, stride, dilation, padding = (
-        data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))
-        for low, high in ((1, 7), (1, 3), (1, 2), (0, 4))
-    )
-    least = [max(1, dilation[axis] * (kernel[axis] - 1) + 1 - 2 * padding[axis])
-             for axis in range(2)]  # fmt: skip
-    height, width = (data.draw(st.integers(one, one + 12)) for one in least)
+    kernel, stride, padding, dilation, size = drawn_geometry(data, largest_kernel=7, slack=12)
     torch.manual_seed(0)
-    features = torch.randn(2, 3, height, width)
+    features = torch.randn(2, 3, *size)
     weight = torch.randn(3, 1, *kernel, requires_grad=True)
     outputs = conv2d(features, weight, None, stride, padding, dilation, 3)
     outer = torch.randn_like(outputs)

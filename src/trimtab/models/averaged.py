@@ -1,7 +1,7 @@
-"""The mean over a whole map and its gradient, in the order of memory of the map.
+"""The mean over a whole map, with a gradient in the map's order of memory.
 
-In channels-last order torch sums pixel by pixel, channel for channel, and returns the gradient in
-the other order, which slows the layer before it, too.
+In channels-last order torch's own is slow, and its gradient comes in the other order, which slows
+the layer before it, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 class GlobalAverage(nn.AdaptiveAvgPool2d):
-    """The mean of each channel, several times as fast in training on a processor."""
+    """The mean of each channel; quicker where a processor trains in channels-last order."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, 1, 1)."""

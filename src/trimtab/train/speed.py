@@ -34,7 +34,6 @@ from trimtab.train.norms import train_mode
 
 BUDGET_SHARE = 0.02  # of a budget: more of it no trial takes
 COMPARED_STEPS = 3  # of each way, eager and compiled: so many should fit into their trial
-TRIAL_SHARE = 0.1  # of what compiling took: so long may that trial be in any case
 NEAR = 1.5  # times the step of the fastest way: compiled, such a way may be the faster one
 
 
@@ -150,8 +149,7 @@ def consider_compiling(
         say(f"not compiled: {error.message}")
         return
     tried = (*ways, *(way._replace(compiled=True) for way in ways))
-    longest = max(SECONDS, COMPARED_STEPS * len(tried) * taken,
-                  TRIAL_SHARE * speed.compile_seconds)  # fmt: skip
+    longest = max(SECONDS, COMPARED_STEPS * len(tried) * taken)
     chosen, found = probe(network, inputs, tried, longest, compiled=speed.compiled)
     speed.way = chosen
     speed.timings += [Timing(way, len(inputs), found[way]) for way in tried]
