@@ -18,15 +18,18 @@ import trimtab as tt
 from trimtab.data.dataset import dataset_of
 from trimtab.measure.quality import logits_of, network_call, score
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "cifar10.yaml"
+RECIPES = Path(__file__).parents[1] / "recipes"
 SETTINGS = ("data.valid_fraction=0.02",)  # a thousand pictures watch, the rest are learnt from
 
 
-def train_once(data: Path, out: Path, seed: int, settings: list[str]) -> dict[str, Any]:
+def train_once(
+    data: Path, out: Path, seed: int, recipe: str, settings: list[str]
+) -> dict[str, Any]:
     """Run the command in a process of its own, then open the test split once."""
     chosen = [word for one in (*SETTINGS, *settings) for word in ("--set", one)]
-    command = [sys.executable, "-m", "trimtab", "train", str(data), "--recipe", str(RECIPE),
-               *chosen, "--seed", str(seed), "--out", str(out), "--json"]  # fmt: skip
+    command = [sys.executable, "-m", "trimtab", "train", str(data),
+               "--recipe", str(RECIPES / recipe), *chosen, "--seed", str(seed),
+               "--out", str(out), "--json"]  # fmt: skip
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.monotonic() - started
@@ -47,6 +50,7 @@ def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipe", default="cifar10.yaml", help="its name in the folder recipes")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--result", default="cifar10_training", help="name of the file of results")
     parser.add_argument("--work", type=Path, default=Path("build"))
@@ -55,13 +59,14 @@ def main() -> None:
     for split in ("train", "test"):
         unpack(shared_data() / f"cifar10_{split}.zip", data / split)
     stamp = f"{time.time():.0f}"
-    rows = [train_once(data, options.work / f"cifar10-{stamp}-{seed}", seed, options.settings)
+    rows = [train_once(data, options.work / f"cifar10-{stamp}-{seed}", seed, options.recipe,
+                       options.settings)
             for seed in range(options.seeds)]  # fmt: skip
     mean = statistics.mean(row["test accuracy"] for row in rows)
     write(
         options.result,
         rows,
-        notes=f"`trimtab train cifar10 --recipe recipes/cifar10.yaml`"
+        notes=f"`trimtab train cifar10 --recipe recipes/{options.recipe}`"
         f"{''.join(f' --set {one}' for one in (*SETTINGS, *options.settings))}; mean test accuracy "
         f"{mean:.4f} over {len(rows)} seeds, without test-time augmentation. The first "
         "command decodes the pictures, the others find them in the cache.",

@@ -15,17 +15,20 @@ SMALLEST_MAP = 4  # pixels: no feature map is halved below this side
 
 
 class Residual(nn.Module):
-    """Add `branch` to `shortcut`, then ReLU (He et al. 2015, figure 2).
+    """Add `branch` to `shortcut`, then ReLU (He et al. 2015, figure 2) or another `activation`.
 
     In training the branch of a sample is left out with the chance `skipped` and scaled up
     otherwise (Huang et al. 2016, 1603.09382, section 3).
     """
 
-    def __init__(self, branch: nn.Module, shortcut: nn.Module, skipped: float = 0.0) -> None:
+    def __init__(
+        self, branch: nn.Module, shortcut: nn.Module, skipped: float = 0.0,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.branch = branch
         self.shortcut = shortcut
-        self.relu = nn.ReLU()
+        self.act = activation()
         self.skipped = skipped
 
     def forward(self, features: Tensor) -> Tensor:
@@ -34,7 +37,7 @@ class Residual(nn.Module):
         if self.training and self.skipped > 0:
             kept = torch.rand(len(added), 1, 1, 1, device=added.device) >= self.skipped
             added = added * (kept / (1 - self.skipped)).to(added.dtype)
-        return self.relu(added + self.shortcut(features))  # type: ignore[no-any-return]
+        return self.act(added + self.shortcut(features))  # type: ignore[no-any-return]
 
 
 def unit(

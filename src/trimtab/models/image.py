@@ -21,7 +21,7 @@ from trimtab.models.blocks import (
 )
 from trimtab.models.cifar import cifar_resnet20, cifar_resnet32, cifar_resnet56
 from trimtab.models.libraries import TIMM, TORCHVISION, library_model, library_of, names_of
-from trimtab.models.whitened import wcnn_large, wcnn_medium, wcnn_small
+from trimtab.models.whitened import wcnn_deep, wcnn_large, wcnn_medium, wcnn_small
 from trimtab.records.schema import Schema
 from trimtab.registry import did_you_mean, lookup
 
@@ -158,8 +158,8 @@ def resnet50(schema: Schema, **settings: float) -> nn.Module:
 
 
 OWN_NAMES = ("cnn_small", "cnn_medium", "cnn_large", "resnet8", "resnet20", "dwconv_small",
-             "wcnn_small", "wcnn_medium", "wcnn_large", "cifar_resnet20", "cifar_resnet32",
-             "cifar_resnet56")  # fmt: skip
+             "wcnn_small", "wcnn_medium", "wcnn_large", "wcnn_deep", "cifar_resnet20",
+             "cifar_resnet32", "cifar_resnet56")  # fmt: skip
 MODELS: dict[str, Builder] = {
     "cnn_small": cnn_small,
     "cnn_medium": cnn_medium,
@@ -170,6 +170,7 @@ MODELS: dict[str, Builder] = {
     "wcnn_small": wcnn_small,
     "wcnn_medium": wcnn_medium,
     "wcnn_large": wcnn_large,
+    "wcnn_deep": wcnn_deep,
     "cifar_resnet20": cifar_resnet20,
     "cifar_resnet32": cifar_resnet32,
     "cifar_resnet56": cifar_resnet56,
