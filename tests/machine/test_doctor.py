@@ -124,3 +124,12 @@ def test_processor_facts_are_read_as_the_system_writes_them(tmp_path: Path) -> N
     assert processor_flags(arm)["dot"]
     assert "amx_int8" in flags(intel)
     assert not any(processor_flags(tmp_path / "missing").values())
+
+
+def test_a_processor_whose_name_has_no_number_is_told_by_family_and_model(tmp_path: Path) -> None:
+    lines = tmp_path / "cpuinfo"
+    told = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: {}\n"
+    lines.write_text(told.format("AMD EPYC"))
+    assert processor_name(lines) == "AMD EPYC (family 26, model 2)"
+    lines.write_text(told.format("AMD EPYC 9654"))
+    assert processor_name(lines) == "AMD EPYC 9654"

@@ -1,4 +1,4 @@
-"""Convolutions that pooling follows compute what pooling keeps, and nothing else changes."""
+"""Whitened networks: what pooling drops is not computed, and deep stages add to their maps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.models import narrow
-from trimtab.models.whitened import PooledConv2d, wcnn_small
+from trimtab.models.whitened import PooledConv2d, stage, wcnn_deep, wcnn_small
 from trimtab.records.schema import Schema
+from trimtab.train.muon import SCALE_FREE, roles_of
 
 
 def outputs_and_gradients(network: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -50,3 +51,22 @@ def test_odd_maps_lose_their_last_row_and_column_in_training_alone() -> None:
     layer, maps = PooledConv2d(2, 4, 3, padding=1), torch.randn(1, 2, 7, 6)
     assert layer.train()(maps).shape == (1, 4, 6, 6)
     assert layer.eval()(maps).shape == (1, 4, 7, 6)
+
+
+def test_a_deep_stage_adds_its_last_two_convolutions_to_its_map() -> None:
+    torch.manual_seed(0)
+    layers = stage(8, 16, pool=True, deep=True).eval()
+    maps = torch.randn(2, 8, 8, 8)
+    before = layers[:4](maps)
+    added = layers.residual.branch(before)
+    assert added.abs().max() > 0.1
+    torch.testing.assert_close(layers(maps), nn.functional.gelu(before + added))
+
+
+def test_all_filters_of_a_deep_network_behind_the_first_have_norms_that_undo_their_scale(
+    colour: Schema,
+) -> None:
+    network = wcnn_deep(colour, width=0.1)
+    filters = [one for one in network.modules() if isinstance(one, nn.Conv2d)][1:]
+    assert len(filters) == 9
+    assert roles_of(network) == {id(one.weight): SCALE_FREE for one in filters}

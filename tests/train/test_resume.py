@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from trimtab.errors import DivergedError, Interrupted, MachineError, Preempted, UsageError
+from trimtab.machine import compiled
 from trimtab.machine.progress import OUTPUT
 from trimtab.records.finding import Finding
 from trimtab.records.run import Run, open_run, update_facts
@@ -259,6 +260,21 @@ def test_a_resumption_goes_on_without_what_only_the_first_machine_had(
     assert "fp16 needs a CUDA device, got cpu; the precision is chosen anew" in told
     assert "no C++ compiler (no-such-compiler); it goes on without compiling" in told
     assert run.facts["resolved"] == there, "where it is there again, it is used again"
+
+
+def test_a_compiler_that_is_there_and_fails_is_told_and_done_without(
+    tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("cc1plus: not found")
+
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    monkeypatch.setattr(compiled, "missing_compiler", lambda _: "")
+    monkeypatch.setattr(torch, "compile", lambda _: fail)
+    assert possible(tiny_recipe, {"train__compile": True}) == {"train__compile": False}
+    assert "the compiler does not work (RuntimeError)" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    assert possible(tiny_recipe, {"train__compile": True}) == {"train__compile": True}
 
 
 def test_what_the_recipe_demands_and_what_is_here_is_kept(

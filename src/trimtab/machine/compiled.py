@@ -55,6 +55,17 @@ def missing_compiler(device: torch.device) -> str:
     return "" if shutil.which(name) else f"there is no C++ compiler ({name})"
 
 
+def broken_compiler(device: torch.device) -> str:
+    """Return why nothing can be compiled here, found by compiling a sum, or an empty text."""
+    if missing := missing_compiler(device):
+        return missing
+    try:
+        torch.compile(torch.add)(torch.ones(8, device=device), 1)
+    except Exception as error:  # noqa: BLE001 - torch has no one class for what can go wrong here
+        return f"the compiler does not work ({type(error).__name__})"
+    return ""
+
+
 def can_amortise(seconds: float, device: torch.device, shapes: int = 1) -> bool:
     """Return whether a training of `seconds` would win back what compiling `shapes` costs."""
     cost = min(shapes, MOST_SHAPES) * COMPILE_SECONDS

@@ -68,9 +68,17 @@ def first_line(path: Path) -> str:
 
 
 def processor_name(cpuinfo: Path = CPUINFO) -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as the system gives it.
+
+    A virtual machine may leave the number out of it; family and model then tell generations apart.
+    """
     names = fields(cpuinfo, "model name")
-    return names[0] if names else platform.processor() or platform.machine()
+    if not names:
+        return platform.processor() or platform.machine()
+    family, model = fields(cpuinfo, "cpu family"), fields(cpuinfo, "model")
+    if family and model and not any(letter.isdigit() for letter in names[0]):
+        return f"{names[0]} (family {family[0]}, model {model[0]})"
+    return names[0]
 
 
 def processor_flags(cpuinfo: Path = CPUINFO) -> dict[str, bool]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import MachineError
-from trimtab.machine.compiled import missing_compiler
+from trimtab.machine.compiled import broken_compiler
 from trimtab.machine.device import best_device
 from trimtab.machine.progress import say
 from trimtab.records.files import length_of, read_json, rewind
@@ -156,9 +156,9 @@ def possible(recipe: Recipe, settled: Mapping[str, Any]) -> dict[str, Any]:
         del kept["train__precision"]
         lost.append(f"fp16 needs a CUDA device, got {device.type}; the precision is chosen anew")
     compiled = recipe.train.compile == "auto" and kept.get("train__compile")
-    if compiled and (missing := missing_compiler(device)):
+    if compiled and (broken := broken_compiler(device)):
         kept["train__compile"] = False
-        lost.append(f"{missing}; it goes on without compiling")
+        lost.append(f"{broken}; it goes on without compiling")
     if lost:
         say(f"warning: not to the bit what it would have been: {'; '.join(lost)}")
     return kept
