@@ -104,9 +104,15 @@ def test_training_with_a_choice_that_no_layer_follows_leaves_no_run(
     assert not (tmp_path / "r").exists()
 
 
-def test_the_recipe_for_small_pictures_learns_the_digits(tiny_dataset: Any, tmp_path: Path) -> None:
-    recipe = read_recipe(ROOT / "recipes" / "cifar10.yaml")
+@pytest.mark.parametrize(("name", "changes"), [
+    ("cifar10.yaml", {"train__epochs": 5}),
+    ("cifar10_94.yaml", {"train__epochs": 18, "train__bias_rate": 16}),
+])  # fmt: skip
+def test_the_recipes_for_small_pictures_learn_the_digits(
+    name: str, changes: dict[str, float], tiny_dataset: Any, tmp_path: Path
+) -> None:
+    recipe = read_recipe(ROOT / "recipes" / name)
     small = recipe.override(model__width=0.125, train__batch_size=32, augment__flip=False,
-                            train__epochs=5, train__resolution=())  # fmt: skip
+                            train__resolution=(), **changes)  # fmt: skip
     run = train(tiny_dataset, recipe=small, out=tmp_path / "r")
     assert (run.measured("accuracy") or {})["value"] > 0.8
