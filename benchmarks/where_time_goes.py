@@ -39,7 +39,7 @@ KINDS = {  # kind: what names of torch's operations hold; the first that fits co
     "convolutions": ("conv",),
     "norms": ("norm",),
     "products": ("mm", "linear", "dot"),
-    "activations and pooling": ("elu", "relu", "silu", "hard", "sigmoid", "threshold", "pool",
+    "activations and pooling": ("elu", "silu", "hard", "sigmoid", "threshold", "pool",
                                 "mean", "clamp"),
     "copies and casts": ("copy", "clone", "_to_", "cat", "pad", "col", "contiguous", "fill",
                          "zero"),

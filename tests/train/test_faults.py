@@ -193,4 +193,5 @@ def test_a_recipe_computes_the_losses_it_did(name: str, tiny_dataset: Any, tmp_p
     )  # fmt: skip
     run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r", seed=5)
     losses = [row["loss"] for row in run.metrics if "loss" in row]
+    assert len(losses) == 3
     assert losses[: len(GOLDEN[name])] == pytest.approx(GOLDEN[name], rel=1e-3)
