@@ -21,6 +21,7 @@ SOUND = {
     "free_bytes": 10**12,
     "cache": {"folder": "cache", "writable": True},
     "instructions": {"vnni": True, "amx": False, "dot": False, "i8mm": False},
+    "compiler": True,
 }
 
 
@@ -65,6 +66,7 @@ def test_a_sound_machine_gets_no_advice() -> None:
         ({"versions": {"timm": None}}, "timm"),
         ({"free_bytes": 10**6}, "1 MB free"),
         ({"cache": {"folder": "there", "writable": False}}, "TRIMTAB_CACHE"),
+        ({"compiler": False}, "C++ compiler"),
         ({"instructions": dict.fromkeys(("vnni", "amx", "dot", "i8mm"), False)}, "int8"),
     ],
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 
 import torch
 from torch import Tensor, nn
+
+from trimtab.machine.native import compiler_name
 
 MOST_SHAPES = 4  # each one is compiled anew
 COMPILE_SECONDS = 60.0  # of one shape: 16 to 100 were measured on two cores
@@ -50,8 +50,7 @@ def missing_compiler(device: torch.device) -> str:
     """Return what torch.compile would need and is not here, or an empty text."""
     if device.type == "cuda":
         return "" if torch.utils._triton.has_triton() else "triton is not installed"
-    usual = "clang++" if sys.platform == "darwin" else "g++"
-    name = os.environ.get("CXX", usual)
+    name = compiler_name()
     return "" if shutil.which(name) else f"there is no C++ compiler ({name})"
 
 
