@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from multiprocessing.connection import Connection
 from statistics import median
@@ -46,14 +46,15 @@ MODELS = {  # name: side of the pictures, batch
 CLASSES, BATCHES = 10, 8
 RATE, DECAY, SMOOTHING = 1e-4, 0.05, 0.1
 EPOCHS = 100_000  # hours, so that `train` tries whether compiled steps are faster
+NOTHING: Mapping[str, str] = {}
 Steps = Callable[[int], None]
 
 
-def recipe(name: str, side: int, batch: int) -> tt.Recipe:
+def recipe(name: str, side: int, batch: int, epochs: int = EPOCHS) -> tt.Recipe:
     """Return the recipe: defaults, without random changes of pictures."""
     return tt.Recipe().override(
         model__name=name, data__image_size=side, train__batch_size=batch, augment__shift=0.0,
-        augment__flip=False, train__learning_rate=RATE, train__epochs=EPOCHS,
+        augment__flip=False, train__learning_rate=RATE, train__epochs=epochs,
         data__valid_fraction=0.01, data__test_fraction=0.0,
     )  # fmt: skip
 
@@ -121,10 +122,10 @@ def seconds(steps: Steps, number: int) -> float:
     return time.perf_counter() - started
 
 
-def serve(pipe: Connection, name: str, ours: bool) -> None:
+def serve(pipe: Connection, name: str, ours: bool, epochs: int) -> None:
     """Run as many steps of one of the loops as the other end asks for, and say what they took."""
     side, batch = MODELS[name]
-    chosen = recipe(name, side, batch)
+    chosen = recipe(name, side, batch, epochs)
     dataset = pictures(chosen)
     torch.manual_seed(0)
     network = build(dataset.schema, chosen)
@@ -145,16 +146,19 @@ def answer(pipe: Connection, steps: Steps, way: tuple[str, float]) -> None:
 
 
 class Loop:
-    """One of the loops, in a process of its own."""
+    """One of the loops, in a process of its own; `variables` are added to its environment."""
 
-    def __init__(self, name: str, *, ours: bool) -> None:
+    def __init__(
+        self, name: str, *, ours: bool, epochs: int = EPOCHS, variables: Mapping[str, str] = NOTHING
+    ) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
-        for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TRIMTAB_NATIVE"):
             os.environ.pop(variable, None)  # what torch does by itself
+        os.environ.update(variables)
         if ours:
             calm_threads()  # as `import trimtab` does before torch
         context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=serve, args=(theirs, name, ours))
+        self.process = context.Process(target=serve, args=(theirs, name, ours, epochs))
         self.process.start()
         theirs.close()  # so that a process that fails is noticed here
         self.way, self.compile_seconds = self.pipe.recv()
@@ -171,18 +175,27 @@ class Loop:
         self.process.join()
 
 
+def in_turns(
+    first: Loop, second: Loop, *, blocks: int, block_seconds: float
+) -> tuple[list[float], list[float], int]:
+    """Return the seconds of blocks of both loops, and how many steps a block has."""
+    for loop in (first, second):
+        loop.seconds(3)
+    number = max(1, round(block_seconds / first.seconds(1)))
+    one: list[float] = []
+    two: list[float] = []
+    for index in range(blocks):
+        for loop, found in [(first, one), (second, two)][:: 1 if index % 2 else -1]:
+            found.append(loop.seconds(number))
+    for loop in (first, second):
+        loop.end()
+    return one, two, number
+
+
 def compare(name: str, *, blocks: int, block_seconds: float) -> Any:
     """Return a row of the table, and the seconds of both in each pair of blocks."""
     by_hand, ours = Loop(name, ours=False), Loop(name, ours=True)
-    for loop in (by_hand, ours):
-        loop.seconds(3)
-    number = max(1, round(block_seconds / by_hand.seconds(1)))
-    slow, fast = [], []
-    for index in range(blocks):
-        for loop, found in [(by_hand, slow), (ours, fast)][:: 1 if index % 2 else -1]:
-            found.append(loop.seconds(number))
-    for loop in (by_hand, ours):
-        loop.end()
+    slow, fast, number = in_turns(by_hand, ours, blocks=blocks, block_seconds=block_seconds)
     ratio, low, high = bootstrap_ratio(slow, fast)
     side, batch = MODELS[name]
     row = {

@@ -36,11 +36,11 @@ SMALL = "cifar10_94.yaml"
 RECIPES = Path(__file__).parents[1] / "recipes"
 WARM, STEPS, PHOTOS, COPIES = 3, 5, 400, 20
 KINDS = {  # kind: what names of torch's operations hold; the first that fits counts
-    "convolutions": ("conv",),
+    "convolutions": ("conv", "depthwise"),
     "norms": ("norm",),
     "products": ("mm", "linear", "dot"),
     "activations and pooling": ("elu", "silu", "hard", "sigmoid", "threshold", "pool",
-                                "mean", "clamp"),
+                                "mean", "clamp", "activated", "gated"),
     "copies and casts": ("copy", "clone", "_to_", "cat", "pad", "col", "contiguous", "fill",
                          "zero"),
 }  # fmt: skip
@@ -58,8 +58,10 @@ def kind_of(event: Any) -> str:
         if above.name.startswith("Optimizer.step"):
             return "optimizer"
         above = above.cpu_parent
-    return next((kind for kind, parts in KINDS.items() if any(p in event.name for p in parts)),
-                "the rest")  # fmt: skip
+    name = event.name.lower()
+    return next(
+        (kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest"
+    )
 
 
 def row_of(what: str, seconds: dict[str, float]) -> dict[str, Any]:

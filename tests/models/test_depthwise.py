@@ -13,8 +13,9 @@ from torch.nn.functional import conv2d
 
 from tests.models.drawn import drawn_geometry
 from tests.models.passing import passed
+from trimtab.models import depthwise
 from trimtab.models.correlate import of_lines, of_pictures
-from trimtab.models.depthwise import Depthwise, is_depthwise
+from trimtab.models.depthwise import Depthwise, inner_counted, is_depthwise, weight_counted
 from trimtab.models.quick import quick_layers
 
 LAYERS = [
@@ -65,6 +66,34 @@ def test_products_of_matrices_give_the_gradient_of_the_weight(data: st.DataObjec
         torch.testing.assert_close(one.view_as(weight), wanted, rtol=1e-4, atol=1e-4)
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_the_own_cpp_gives_both_gradients(data: st.DataObject) -> None:
+    kernel, stride, padding, dilation, size = drawn_geometry(data, largest_kernel=8, slack=12)
+    channels = data.draw(st.sampled_from([1, 3, 16, 17, 40]))
+    torch.manual_seed(0)
+    features = torch.randn(2, channels, *size).contiguous(memory_format=torch.channels_last)
+    features.requires_grad_()
+    weight = torch.randn(channels, 1, *kernel, requires_grad=True)
+    outputs = conv2d(features, weight, None, stride, padding, dilation, channels)
+    outer = torch.randn_like(outputs)
+    wanted = torch.autograd.grad(outputs, (features, weight), outer)
+    place = (stride, padding, dilation)
+    with torch.no_grad():
+        got = (inner_counted(place, outer, features, weight),
+               weight_counted(place, outer, features, weight))  # fmt: skip
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_gradients_are_near_those_of_fp32_without_the_own_cpp_too(
+    layer: nn.Conv2d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthwise, "is_here", lambda: False)
+    test_gradients_are_those_of_fp32_as_near_as_bf16_can_be(layer, (9, 11))
+
+
 def test_without_autocast_nothing_changes() -> None:
     layer, features = copy.deepcopy(LAYERS[1]), torch.randn(2, 8, 9, 9)
     wanted = passed(layer, features, low=False)
@@ -85,7 +114,10 @@ def test_other_layers_are_left_alone(layer: nn.Conv2d) -> None:
 
 
 @pytest.mark.filterwarnings("error:.*lru_cache.*")
-def test_the_graph_that_torch_compiles_gives_the_same_gradients() -> None:
+def test_the_graph_that_torch_compiles_gives_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(depthwise, "is_here", lambda: False)  # what a graph does without
     layers = [copy.deepcopy(LAYERS[5]), copy.deepcopy(LAYERS[4])]
     network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
     torch.manual_seed(0)

@@ -173,7 +173,7 @@ GOLDEN = {
     "images": [2.304864, 2.298768, 2.295375],
     "cifar10": [2.306671, 4.213064, 5.493332],
     "cifar10_94": [2.343546, 17.550737],  # the third differs by 0.2 % between instruction sets
-    "transfer": [2.302585, 2.340637, 2.372898],
+    "transfer": [2.302585, 2.340637],  # and here by 0.1 % with and without native layers
 }  # fmt: skip
 
 

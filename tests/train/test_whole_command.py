@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ import pytest
 from benchmarks.resume_matrix import AXES, cells, matrix, one_cell
 from trimtab.errors import BusyError, MachineError, UsageError
 from trimtab.machine import failpoints
+from trimtab.machine.progress import OUTPUT
 from trimtab.records.files import append_jsonl, locked, read_jsonl, write_json
 from trimtab.records.run import Run, changed_environment
+from trimtab.train import keep
 from trimtab.train.run import resume, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +199,21 @@ def test_other_versions_processors_and_threads_are_named() -> None:
     assert changed_environment(before, now) == [
         "torch was 2.1, is 2.2", "processor was A, is B", "threads was 2, is 4",
     ]  # fmt: skip
+
+
+def test_native_layers_that_are_missing_now_are_told(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    OUTPUT.quiet = False
+    monkeypatch.setattr(keep, "why_not", lambda: "")
+    facts = {**tiny_run.facts, **keep.means_to_compute()}
+    run: Any = SimpleNamespace(path=tiny_run.path, facts=facts)
+    keep.tell_changes(run)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(keep, "why_not", lambda: "TRIMTAB_NATIVE is 0")
+    keep.tell_changes(run)
+    told = capsys.readouterr().err
+    assert "native layers was compiled, is missing (TRIMTAB_NATIVE is 0)" in told
 
 
 # Broken disks below a whole command

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from trimtab.models.fused import of_sum
 from trimtab.records.schema import Schema
 
 BLOCK = 8  # channels are multiples of this: one vector register of floats
 SMALLEST_MAP = 4  # pixels: no feature map is halved below this side
+
+
+class Chain(nn.Sequential):
+    """Layers that are called one after another, and in no other way."""
 
 
 class Residual(nn.Module):
@@ -37,14 +42,14 @@ class Residual(nn.Module):
         if self.training and self.skipped > 0:
             kept = torch.rand(len(added), 1, 1, 1, device=added.device) >= self.skipped
             added = added * (kept / (1 - self.skipped)).to(added.dtype)
-        return self.act(added + self.shortcut(features))  # type: ignore[no-any-return]
+        return of_sum(self.act, added, self.shortcut(features))
 
 
 def unit(
     inputs: int, outputs: int, *, size: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
-) -> nn.Sequential:
+) -> Chain:
     """Build convolution, batch norm and a ReLU of its own."""
-    layers = nn.Sequential()
+    layers = Chain()
     layers.add_module("conv", nn.Conv2d(inputs, outputs, size, stride, padding=size // 2,
                                         groups=groups, bias=False))  # fmt: skip
     layers.add_module("norm", nn.BatchNorm2d(outputs))

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trimtab.models.blocks import scaled
+from trimtab.models.blocks import Chain, scaled
+from trimtab.models.fused import of_sum
 from trimtab.records.schema import Schema
 
 
@@ -37,7 +38,7 @@ class Block(nn.Module):
         if self.added:
             before = self.added // 2
             features = functional.pad(features, (0, 0, 0, 0, before, self.added - before))
-        return self.relu2(branch + features)  # type: ignore[no-any-return]
+        return of_sum(self.relu2, branch, features)
 
 
 def cifar_resnet(
@@ -47,7 +48,7 @@ def cifar_resnet(
 
     Names of layers: conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear.
     """
-    network, inputs = nn.Sequential(), scaled(16, width)
+    network, inputs = Chain(), scaled(16, width)
     network.add_module("conv1", nn.Conv2d(schema.channels, inputs, 3, padding=1, bias=False))
     network.add_module("bn1", nn.BatchNorm2d(inputs))
     network.add_module("relu", nn.ReLU())

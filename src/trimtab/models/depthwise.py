@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.models.correlate import Pair, Place, weight_gradient
+from trimtab.models.kernels import bfloat, call, has_rows, is_here, suits
 
 LARGEST_QUICK = 3  # side of a kernel whose weight gradient is quick in bf16
+FEWEST_PIXELS = 36  # of a map; below, products of matrices are the quicker
 
 
 class Depthwise(nn.Conv2d):
@@ -49,12 +52,10 @@ class MixedDepthwise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of features, weight and bias."""
         features, weight = ctx.saved_tensors
-        outer, low = grads[0], features.dtype
+        outer = grads[0]
         inner = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
-            exact = torch.float32 if ctx.place[0] != (1, 1) else low
-            like = torch.empty_like(features, dtype=exact)  # its values make no difference
-            inner = gradients(ctx.place, outer.to(exact), like, weight.to(exact), 0).to(low)
+            inner = inner_gradient_of(ctx.place, outer, features, weight)
         if ctx.needs_input_grad[1]:
             by_weight = weight_gradient_of(ctx.place, outer, features, weight).to(weight.dtype)
         if ctx.needs_input_grad[2]:
@@ -62,16 +63,60 @@ class MixedDepthwise(torch.autograd.Function):
         return inner, by_weight, by_bias, None, None, None
 
 
+def inner_gradient_of(place: Place, outer: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the features, by the quickest way."""
+    exact = features.dtype
+    if place[0] != (1, 1):
+        if max(weight.shape[2:]) <= LARGEST_QUICK and counts(features, weight):
+            return inner_counted(place, outer, features, weight)
+        exact = torch.float32
+    like = torch.empty_like(features, dtype=exact)  # its values make no difference
+    return gradients(place, outer.to(exact), like, weight.to(exact), 0).to(features.dtype)
+
+
 def weight_gradient_of(place: Place, outer: Tensor, features: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of the weight, by the quickest way."""
     height, width = weight.shape[2:]
     exact = features.dtype
     if max(height, width) > LARGEST_QUICK:
+        if features[0, 0].numel() >= FEWEST_PIXELS and counts(features, weight):
+            return weight_counted(place, outer, features, weight)
         found = weight_gradient(outer, features, (height, width), place)
         if found is not None:
             return found
         exact = torch.float32
     return gradients(place, outer.to(exact), features.to(exact), weight.to(exact), 1)
+
+
+def counts(features: Tensor, weight: Tensor) -> bool:
+    """Return whether the package's own C++ can compute gradients of a layer."""
+    return suits(features) and has_rows(features) and is_here() and len(weight) == features.shape[1]
+
+
+def weight_counted(place: Place, outer: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the weight, in fp32, by the package's own C++."""
+    found = torch.empty(weight.shape)
+    call("depthwise_weight", features, lines(outer, features), found,
+         layer_of(place, outer, features, weight), bfloat(features))  # fmt: skip
+    return found
+
+
+def inner_counted(place: Place, outer: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the features by the package's own C++."""
+    inner = torch.empty_like(features)
+    call("depthwise_inner", lines(outer, features), weight.float().contiguous(), inner,
+         layer_of(place, outer, features, weight), bfloat(features))  # fmt: skip
+    return inner
+
+
+def lines(outer: Tensor, features: Tensor) -> Tensor:
+    """Return a gradient as rows of channels, in the precision of the features."""
+    return outer.to(features.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def layer_of(place: Place, outer: Tensor, features: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Return sizes and places as the C++ lists them."""
+    return (*features.shape, *outer.shape[2:], *weight.shape[2:], *chain.from_iterable(place))
 
 
 def gradients(place: Place, outer: Tensor, features: Tensor, weight: Tensor, which: int) -> Tensor:

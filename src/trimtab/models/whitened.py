@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trimtab.models.blocks import Residual, halvings, scaled
+from trimtab.models.blocks import Chain, Residual, halvings, scaled
 from trimtab.models.narrow import convolve
 from trimtab.records.schema import Schema
 
@@ -63,13 +63,13 @@ def whitened_cnn(
     return network
 
 
-def stage(inputs: int, outputs: int, *, pool: bool, deep: bool = False) -> nn.Sequential:
+def stage(inputs: int, outputs: int, *, pool: bool, deep: bool = False) -> Chain:
     """Build convolution, pooling, norm, GELU, and then convolution, norm, GELU.
 
     A `deep` stage ends with two more convolutions in place of one, and a shortcut around them that
     is added before the last GELU, as in the net for 96 % of Jordan's cifar10-airbench.
     """
-    layers = nn.Sequential()
+    layers = Chain()
     kind = PooledConv2d if pool else nn.Conv2d
     layers.add_module("conv1", kind(inputs, outputs, 3, padding=1, bias=False))
     if pool:
@@ -77,7 +77,7 @@ def stage(inputs: int, outputs: int, *, pool: bool, deep: bool = False) -> nn.Se
     layers.add_module("norm1", nn.BatchNorm2d(outputs))
     layers.add_module("act1", nn.GELU())
     if deep:
-        branch = nn.Sequential(*same(outputs), nn.GELU(), *same(outputs))
+        branch = Chain(*same(outputs), nn.GELU(), *same(outputs))
         layers.add_module("residual", Residual(branch, nn.Identity(), activation=nn.GELU))
         return layers
     convolution, norm = same(outputs)

@@ -36,7 +36,8 @@ from trimtab.records.recipe import Recipe, read_recipe
 from trimtab.records.schema import Schema
 
 LARGEST_SEED = 2**63 - 1
-FOR_BITS = ("torch", "numpy", "processor", "machine", "threads")  # what sums depend on
+# What sums depend on.
+FOR_BITS = ("torch", "numpy", "processor", "machine", "threads", "native layers")
 LEDGER, METRICS = "ledger.jsonl", "metrics.jsonl"
 FIRST = {"recipe.yaml", "environment.json", "edits.json", "data.json", "findings.json"}
 PACKAGES = ("trimtab", "torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxruntime",

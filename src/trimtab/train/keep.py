@@ -14,6 +14,7 @@ from trimtab.errors import MachineError
 from trimtab.machine.compiled import broken_compiler
 from trimtab.machine.device import best_device
 from trimtab.machine.progress import say
+from trimtab.models.kernels import why_not
 from trimtab.records.files import length_of, read_json, rewind
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import (
@@ -117,10 +118,9 @@ def keeper(
         yield kept
         return
     if "begun" not in log.run.facts:
-        threads = torch.get_num_threads()
         known = length_of(log.run.path / LEDGER)  # what was measured before stays
-        update_facts(log.run, begun=logged_bytes(log.run), ledger_bytes=known, threads=threads,
-                     resolved=resolved(settings))  # fmt: skip
+        update_facts(log.run, begun=logged_bytes(log.run), ledger_bytes=known,
+                     resolved=resolved(settings), **means_to_compute())  # fmt: skip
     every = recipe.train.checkpoint_seconds
     with Checkpoints(log.run.path / FOLDER, every_seconds=every) as kept.checkpoints:
         found = kept.checkpoints.newest()
@@ -164,10 +164,18 @@ def possible(recipe: Recipe, settled: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def means_to_compute() -> dict[str, Any]:
+    """Return what sums depend on and the environment does not tell."""
+    layers = f"missing ({why})" if (why := why_not()) else "compiled"
+    return {"threads": torch.get_num_threads(), "native layers": layers}
+
+
 def tell_changes(run: Run) -> None:
     """Say what differs from where `run` was begun and may change the last bits."""
-    before = {"threads": run.facts.get("threads"), **read_json(run.path / "environment.json")}
-    now = {"threads": torch.get_num_threads(), **environment(run.facts["seed"])}
+    now = means_to_compute()
+    before = {name: run.facts[name] for name in now if name in run.facts}
+    before |= read_json(run.path / "environment.json")
+    now |= environment(run.facts["seed"])
     if changed := changed_environment(before, now):
         say(f"warning: not to the bit what it would have been: {'; '.join(changed)}")
 

@@ -1,0 +1,195 @@
+"""Batch norms together with the activation behind them, and activations, by the package's own C++.
+
+Both go over the features in two passes forward and two backward, where torch has passes for each,
+and is slow with few channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from trimtab.models.kernels import bfloat, call, has_rows, like, suits
+
+SAME, RELU, GELU, SILU, HARDSWISH = range(5)  # as vectors.h numbers them
+USUAL = (lambda x: x, functional.relu, functional.gelu, functional.silu, functional.hardswish)
+KINDS = {
+    "torch.nn.modules.activation.ReLU": RELU, "torch.nn.modules.activation.GELU": GELU,
+    "torch.nn.modules.activation.SiLU": SILU, "torch.nn.modules.activation.Hardswish": HARDSWISH,
+    "timm.layers.activations.GELU": GELU, "timm.layers.activations.Swish": SILU,
+    "timm.layers.activations.HardSwish": HARDSWISH,
+}  # fmt: skip
+
+
+class Normed(torch.autograd.Function):
+    """A batch norm by the batch's own moments, and the activation behind it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor | None, bias: Tensor | None, moments: Tensor,
+        eps: float, activation: int,
+    ) -> Tensor:  # fmt: skip
+        """Return the outputs (N, C, H, W); sets `moments` (2, C) to means and variances."""
+        outputs, channels = torch.empty_like(features), features.shape[1]
+        ctx.save_for_backward(features, weight, bias)
+        ctx.moments, ctx.settings = moments, (features.numel() // channels, channels, eps,
+                                              activation, bfloat(features))  # fmt: skip
+        call("norm_forward", features, outputs, weight, bias, moments, *ctx.settings)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of features, weight and bias."""
+        features, weight, bias = ctx.saved_tensors
+        outer, inner = like(grads[0], features), torch.empty_like(features)
+        by_both = torch.empty_like(ctx.moments)
+        call("norm_backward", features, outer, inner, weight, bias, ctx.moments, by_both,
+             *ctx.settings)  # fmt: skip
+        by_weight, by_bias = (None, None) if weight is None else by_both
+        return inner, by_weight, by_bias, None, None, None
+
+
+class Activated(torch.autograd.Function):
+    """An activation of features, or of the sum of two, each of which gets the same gradient.
+
+    It keeps what torch keeps: the outputs of a ReLU, else the inputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, other: Tensor | None, activation: int, in_place: bool
+    ) -> Tensor:
+        """Return the outputs, in the order of memory of the features, or in their place."""
+        outputs = features if in_place else torch.empty_like(features)
+        if in_place:
+            ctx.mark_dirty(features)
+        ctx.settings = features.numel(), activation, bfloat(features)
+        call("activate", features, other, outputs, *ctx.settings)
+        ctx.save_for_backward(*((outputs, None) if activation == RELU else (features, other)))
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """Return the gradients of the two, which are the same."""
+        features, other = ctx.saved_tensors
+        inner = torch.empty_like(features)
+        call("activate_backward", features, other, like(grads[0], features), inner, *ctx.settings)
+        return inner, inner if ctx.needs_input_grad[1] else None, None, None
+
+
+class Norm(nn.Module):
+    """What makes a batch norm of its class a quick one.
+
+    The activation `behind` it is computed with it; where the quick way is not taken, only an
+    `absorbed` one has to be, since another is the class's own.
+    """
+
+    behind = absorbed = SAME
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float | None
+    eps: float
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        if not (self.training and self.takes(features)):
+            return USUAL[self.absorbed](super().forward(features))
+        moments = torch.empty(2, features.shape[1])
+        outputs = Normed.apply(features, self.weight, self.bias, moments, self.eps, self.behind)
+        self.follow(moments, features.numel() // features.shape[1])
+        return outputs  # type: ignore[no-any-return]
+
+    def takes(self, features: Tensor) -> bool:
+        """Return whether the C++ takes features: of its channels, more than one row of them."""
+        channels = len(self.running_mean)
+        return (
+            suits(features)
+            and has_rows(features)
+            and features.shape[1] == channels
+            and features.numel() > channels
+            and self.momentum is not None
+        )
+
+    @torch.no_grad()
+    def follow(self, moments: Tensor, rows: int) -> None:
+        """Let the running moments follow those of a batch of so many rows."""
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(moments[0], self.momentum)
+        self.running_var.lerp_(moments[1] * (rows / (rows - 1)), self.momentum)
+
+
+class Activation(nn.Module):
+    """What makes an activation of its class a quick one."""
+
+    behind = SAME
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the outputs take the place of the features."""
+        return bool(getattr(self, "inplace", False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features to the same shape."""
+        if self.training and suits(features):
+            return Activated.apply(features, None, self.behind, self.in_place)  # type: ignore[no-any-return]
+        return super().forward(features)  # type: ignore[no-any-return]
+
+
+def of_sum(activation: nn.Module, one: Tensor, other: Tensor) -> Tensor:
+    """Return the activation of the sum of two features, in one pass where it is a quick one."""
+    alike = (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
+    if isinstance(activation, Activation) and activation.training and alike and suits(one):
+        return Activated.apply(one, other, activation.behind, False)  # type: ignore[no-any-return]
+    return activation(one + other)  # type: ignore[no-any-return]
+
+
+class Absorbed(nn.Module):
+    """An activation that the norm before it computes already."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return what came in."""
+        return features
+
+
+def is_alone(module: nn.Module) -> bool:
+    """Return whether an activation can be a quick one where it stands.
+
+    In place only a ReLU can, whose gradient does not need what was there before.
+    """
+    number = number_of(module)
+    return number != SAME and (number == RELU or not getattr(module, "inplace", False))
+
+
+def is_norm(module: Any) -> bool:
+    """Return whether a layer is a plain batch norm, or timm's with an activation that is known."""
+    if type(module) is not nn.BatchNorm2d:
+        if kind_of(module) != "timm.layers.norm_act.BatchNormAct2d":
+            return False
+        known = type(module.act) is nn.Identity or number_of(module.act) != SAME
+        if not known or type(module.drop) is not nn.Identity:
+            return False
+    numbers = [one for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()]
+    exact = all(one.dtype == torch.float32 for one in numbers)
+    return exact and module.track_running_stats and module.momentum is not None
+
+
+def kind_of(module: nn.Module | None) -> str:
+    """Return the full name of a layer's class: libraries are not imported for a question."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def number_of(module: nn.Module | None) -> int:
+    """Return the number of an activation; 0 for what is none, or one that the C++ has not."""
+    if isinstance(module, nn.GELU) and module.approximate != "none":
+        return SAME
+    return KINDS.get(kind_of(module), SAME)

@@ -1,0 +1,74 @@
+"""Call the package's own C++, where it could be compiled, with tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.machine.native import load
+
+SOURCES = Path(__file__).parent / "native"
+NUMBERS = (torch.float32, torch.bfloat16)
+
+Value = Tensor | float | tuple[int, ...] | None
+
+
+def is_here() -> bool:
+    """Return whether the C++ could be compiled and loaded."""
+    return not why_not()
+
+
+def why_not() -> str:
+    """Return why the C++ is not here, or an empty text."""
+    library = load(SOURCES)
+    return library if isinstance(library, str) else ""
+
+
+def suits(features: Tensor) -> bool:
+    """Return whether the C++ takes features: numbers on a processor, without gaps in memory."""
+    return (
+        not torch.compiler.is_compiling()
+        and features.device.type == "cpu"
+        and features.dtype in NUMBERS
+        and features.numel() > 0
+        and (features.is_contiguous() or has_rows(features))
+    )
+
+
+def has_rows(features: Tensor) -> bool:
+    """Return whether features (N, C, H, W) lie as rows of channels."""
+    return features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last)
+
+
+def like(outer: Tensor, features: Tensor) -> Tensor:
+    """Return a gradient as the features are: in their precision and order of memory."""
+    if outer.dtype == features.dtype and outer.stride() == features.stride():
+        return outer
+    return torch.empty_like(features).copy_(outer)
+
+
+def call(name: str, *values: Value) -> None:
+    """Call a function of the library with values in its order, and with the number of threads."""
+    library = load(SOURCES)
+    assert not isinstance(library, str), library
+    getattr(library, name)(*map(in_c, values), ctypes.c_long(torch.get_num_threads()))
+
+
+def in_c(value: Value) -> Any:
+    """Return what C takes: the address of numbers of a tensor, a float, a long or some of them."""
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if isinstance(value, tuple):
+        return (ctypes.c_long * len(value))(*value)
+    return None if value is None else ctypes.c_long(value)
+
+
+def bfloat(features: Tensor) -> int:
+    """Return whether the numbers are bf16, for C."""
+    return int(features.dtype == torch.bfloat16)
