@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import UsageError
+from trimtab.models.kernels import call, is_here
 
 CHUNK_BYTES = 8 << 20
 METADATA = "__metadata__"  # a key that safetensors keeps for itself
@@ -45,19 +46,32 @@ def take(groups: Groups, old: Mapping[str, Copy]) -> dict[str, Copy]:
     """Return copies of all tensors in host memory, finished when this returns.
 
     Memory of `old`, an earlier result that nobody reads any more, is used again where it fits:
-    fresh pages would cost more than the copy. All are copied by one call, which uses torch's
-    threads; from a graphics processor into pinned memory. Raises UsageError for what cannot be
-    stored.
+    fresh pages would cost more than the copy. All are copied by one call, by all threads; from a
+    graphics processor into pinned memory. Raises UsageError for what cannot be stored.
     """
     copies = {group: room_for(group, groups[group], old.get(group)) for group in groups}
     sources = [one for tensors in groups.values() for one in tensors.values()]
     targets = [copies[group].tensors[name] for group, tensors in groups.items() for name in tensors]
-    if targets:
+    if is_here() and all(map(alike, targets, sources)):
+        bytes_each = tuple(one.nbytes for one in sources)
+        call("copy_tensors", addresses(sources), addresses(targets), bytes_each, len(sources))
+    elif targets:
         with torch.no_grad():
             torch._foreach_copy_(targets, sources, non_blocking=True)
     if any(one.is_cuda for one in sources):
         torch.cuda.synchronize()
     return copies
+
+
+def alike(target: Tensor, source: Tensor) -> bool:
+    """Return whether both lie in this machine's memory in the same order without gaps."""
+    plain = source.device.type == "cpu" and not source.is_complex()  # which may be a conjugate view
+    return plain and source.stride() == target.stride()
+
+
+def addresses(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """Return where the values of tensors begin."""
+    return tuple(one.data_ptr() for one in tensors)
 
 
 def room_for(group: str, tensors: Tensors, old: Copy | None) -> Copy:
