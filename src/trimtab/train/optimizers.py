@@ -104,6 +104,45 @@ def is_fusible(groups: Groups) -> bool:
     )
 
 
+class InOrder(torch.optim.Adam):
+    """Adam over the numbers of each tensor in their order of memory.
+
+    torch's one kernel for the step turns tensors that are not contiguous, as weights in
+    channels-last order are not, around and back: the step takes 2.9 times as long. It also mistakes
+    gradients in another order than their parameter's for such in the same.
+    """
+
+    def _init_group(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any
+    ) -> Any:
+        """Gather what the step works on, as torch does, and look at it as lines of numbers."""
+        found = super()._init_group(group, params, grads, *states)  # type: ignore[no-untyped-call]
+        for row, parameter in enumerate(params):
+            own = [one for one in states if row < len(one) and one[row].shape == parameter.shape]
+            turned = not (parameter.is_contiguous() and grads[row].is_contiguous())
+            alike = all(one[row].stride() == parameter.stride() for one in own)
+            if turned and alike and is_dense(parameter):
+                for one in (params, grads, *own):
+                    one[row] = in_order(one[row], parameter)
+        return found
+
+
+class InOrderDecoupled(InOrder, torch.optim.AdamW):
+    """The same with decoupled weight decay."""
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether the numbers of a tensor lie one after another, in whatever order."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def in_order(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return the numbers of a tensor as one line, in the order of a dense parameter's."""
+    if tensor.stride() != parameter.stride():
+        tensor = torch.empty_like(parameter).copy_(tensor)
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
 def sgd(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013)."""
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0,
@@ -112,12 +151,12 @@ def sgd(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Opti
 
 def adam(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015); beta1 is `momentum`, weight decay is added to the gradient."""
-    return torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=is_fusible(groups))
+    return InOrder(groups, lr=lr, betas=(momentum, 0.999), fused=is_fusible(groups))
 
 
 def adamw(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); beta1 is `momentum`."""
-    return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=is_fusible(groups))
+    return InOrderDecoupled(groups, lr=lr, betas=(momentum, 0.999), fused=is_fusible(groups))
 
 
 def nadam(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
