@@ -56,14 +56,25 @@ def test_in_bf16_they_are_as_near_as_those_of_torch(made: Callable[[int], nn.Mod
         assert error <= 1.5 * (other.double() - wanted).norm() + 1e-2 * wanted.norm()
 
 
-def test_frozen_inputs_and_frozen_gates_are_no_fault() -> None:
+def test_frozen_inputs_and_frozen_gates_get_the_gradients_they_should() -> None:
     block, features = SqueezeExcite(8, rd_channels=4), features_of((2, 8, 3, 3))
+    wanted = passed(block, features, low=False)
     with quick_layers(block):
-        block(features).sum().backward()
-        assert block.conv_reduce.weight.grad is not None
+        block.zero_grad()
+        generator = torch.Generator().manual_seed(1)
+        (block(features) * torch.randn(features.shape, generator=generator)).sum().backward()
+        torch.testing.assert_close(block.conv_reduce.weight.grad, wanted[2])
         block.requires_grad_(False)
-        block(features.requires_grad_()).sum().backward()
-    assert features.grad is not None
+        block.zero_grad()
+        torch.testing.assert_close(passed(block, features, low=False)[1], wanted[1])
+
+
+def test_a_gate_that_hooks_take_out_of_the_graph_leaves_the_other_gradient() -> None:
+    block, features = SqueezeExcite(8, rd_channels=4), features_of((2, 8, 3, 3))
+    block.gate.register_forward_hook(lambda _, __, gate: gate.detach())
+    wanted = passed(block, features, low=False)[1]
+    with quick_layers(block):
+        torch.testing.assert_close(passed(block, features, low=False)[1], wanted)
 
 
 def test_two_passes_before_the_gradients_do_not_mix() -> None:

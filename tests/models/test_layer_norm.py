@@ -67,10 +67,21 @@ def test_a_row_far_from_zero_keeps_its_variance() -> None:
         torch.testing.assert_close(layer(features).double(), wanted, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("layer", [nn.LayerNorm((4, 8)), nn.LayerNorm(8).double()], ids=str)
-def test_other_norms_are_left_alone(layer: nn.Module) -> None:
-    with quick_layers(layer):
+def test_norms_over_several_axes_are_left_alone() -> None:
+    with quick_layers(layer := nn.LayerNorm((4, 8))):
         assert type(layer) is nn.LayerNorm
+
+
+@pytest.mark.parametrize("change", ["double", "expanded", "whole eps"])
+def test_unusual_weights_give_what_torch_gives(change: str) -> None:
+    layer, features = nn.LayerNorm(8, eps=1), torch.randn(5, 8)
+    if change == "double":
+        layer, features = layer.double(), features.double()
+    elif change == "expanded":
+        layer.weight = nn.Parameter(torch.ones(1).expand(8))
+    wanted = layer(features)
+    with quick_layers(layer):
+        torch.testing.assert_close(layer(features), wanted)
 
 
 def test_evaluation_and_other_orders_of_memory_go_the_usual_way() -> None:

@@ -38,6 +38,16 @@ def test_outputs_and_gradients_are_those_of_torch(
         assert one.dtype == other.dtype
 
 
+def test_what_comes_after_it_may_work_in_place() -> None:
+    features, layer = torch.randn(2, 3, 4, 4), nn.MaxPool2d(2)
+    features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
+    with quick_layers(layer):
+        assert isinstance(layer, QuickMaxPool)
+        torch.relu_(layer(features)).sum().backward()
+    assert features.grad is not None
+    assert features.grad.sum() == (layer(features) > 0).sum()
+
+
 def test_what_is_not_a_number_wins_wherever_it_stands() -> None:
     for place in range(4):
         features = torch.zeros(1, 3, 2, 2).contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ import shutil
 import torch
 from torch import Tensor, nn
 
-from trimtab.machine.native import compiler_name
+from trimtab.machine.native import compiler_words
 
 MOST_SHAPES = 4  # each one is compiled anew
 COMPILE_SECONDS = 60.0  # of one shape: 16 to 100 were measured on two cores
@@ -50,7 +50,7 @@ def missing_compiler(device: torch.device) -> str:
     """Return what torch.compile would need and is not here, or an empty text."""
     if device.type == "cuda":
         return "" if torch.utils._triton.has_triton() else "triton is not installed"
-    name = compiler_name()
+    name = compiler_words()[0]
     return "" if shutil.which(name) else f"there is no C++ compiler ({name})"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.machine.folders import cache_folder, free_bytes, nearest_folder, size_bytes
-from trimtab.machine.native import compiler_name
+from trimtab.machine.native import compiler_words
 from trimtab.machine.processor import core_count, processor_flags, processor_name
 
 PACKAGES = ("trimtab", "torch", "torchvision", "timm", "numpy", "pillow", "onnx", "onnxscript",
@@ -32,7 +32,7 @@ def doctor() -> dict[str, Any]:
         "processor": processor_name(),
         "cores": core_count(),
         "instructions": processor_flags(),
-        "compiler": shutil.which(compiler_name()) is not None,
+        "compiler": shutil.which(compiler_words()[0]) is not None,
         "versions": {name: version_of(name) for name in PACKAGES},
         "extras": {name: extra_state(name) for name in EXTRAS},
         "free_bytes": free_bytes(Path.cwd()),
@@ -77,7 +77,7 @@ def advice(facts: dict[str, Any]) -> Iterator[str]:
         yield (f"{facts['cache']['folder']} cannot be written: pictures are decoded again for each "
                "run; set TRIMTAB_CACHE to a folder of yours")  # fmt: skip
     if not facts["compiler"]:
-        yield (f"there is no C++ compiler ({compiler_name()}): training on the processor is "
+        yield (f"there is no C++ compiler ({compiler_words()[0]}): training on the processor is "
                "slower; install one, or name yours in CXX")  # fmt: skip
     if not any(facts["instructions"][name] for name in INT8_INSTRUCTIONS):
         yield "no int8 instructions found: int8 files will be smaller here, but hardly faster"

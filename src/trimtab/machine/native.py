@@ -6,11 +6,12 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from trimtab.machine.folders import cache_folder
 from trimtab.machine.processor import flags, processor_name
 from trimtab.machine.progress import say
 
-VARIABLE = "TRIMTAB_NATIVE"  # 0: do without
+VARIABLE, REFUSALS = "TRIMTAB_NATIVE", ("0", "no", "off", "false")
 LONGEST = 120.0  # seconds that compiling may take; usually it takes about three
 OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared",
            "-fPIC")  # fmt: skip
@@ -36,31 +37,39 @@ def load(sources: Path) -> ctypes.CDLL | str:
     compiler and processor apart. Never raises: what it does can also be done without it.
     """
     try:
-        place = compiled(sources)
+        place, command = plan(sources)
+        known = place.exists()
+        if not known:
+            build(command, place)
         try:
             return ctypes.CDLL(str(place))
-        except OSError:  # it was damaged
-            place.unlink()
-            return ctypes.CDLL(str(compiled(sources)))
+        except OSError:
+            if not known:
+                raise
+            place.unlink(missing_ok=True)  # it was damaged
+            build(command, place)
+            return ctypes.CDLL(str(place))
     except NoNative as reason:
         return str(reason)
-    except OSError as error:
-        return f"the library cannot be loaded ({error.strerror or error})"
+    except (OSError, ValueError) as error:
+        return f"the library cannot be loaded ({error})"
 
 
-def compiled(sources: Path) -> Path:
-    """Return the compiled library of a folder; raises NoNative where that cannot be."""
-    if os.environ.get(VARIABLE) == "0":
-        raise NoNative(f"{VARIABLE} is 0")
-    compiler = shutil.which(compiler_name())
+def plan(sources: Path) -> tuple[Path, list[str]]:
+    """Return where the library of a folder belongs, and the command that makes it.
+
+    Raises NoNative where that cannot be.
+    """
+    if os.environ.get(VARIABLE, "").lower() in REFUSALS:
+        raise NoNative(f"{VARIABLE} is {os.environ[VARIABLE]}")
+    name, *words = compiler_words()
+    compiler = shutil.which(name)
     if compiler is None:
-        raise NoNative(f"there is no C++ compiler ({compiler_name()})")
-    options, files = [*OPTIONS, *for_processor()], sorted(sources.iterdir())
-    name = fingerprint(options, Path(compiler), files)
-    place = own_folder(cache_folder() / "native") / f"{name}.so"
-    if not place.exists():
-        build([compiler, *options, *(str(file) for file in files if file.suffix == ".cpp")], place)
-    return place
+        raise NoNative(f"there is no C++ compiler ({name})")
+    options, files = [*words, *OPTIONS, *for_processor()], sorted(sources.iterdir())
+    mark = fingerprint(options, Path(compiler), files)
+    place = own_folder(cache_folder() / "native") / f"{mark}.so"
+    return place, [compiler, *options, *(str(file) for file in files if file.suffix == ".cpp")]
 
 
 def own_folder(folder: Path) -> Path:
@@ -80,29 +89,37 @@ def own_folder(folder: Path) -> Path:
 
 def build(command: list[str], place: Path) -> None:
     """Run the compiler, so that `place` is there whole or not at all; raises NoNative."""
-    started = time.perf_counter()
+    say("native layers are compiled for this processor, once")
     try:
         with tempfile.TemporaryDirectory(dir=place.parent) as folder:
             made = Path(folder) / place.name
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True,  # noqa: S603 - the user's own compiler
-                           timeout=LONGEST)  # fmt: skip
+            run([*command, "-o", str(made)])
             with made.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(made, place)
-    except subprocess.TimeoutExpired as error:
-        raise NoNative(f"the C++ compiler took longer than {LONGEST:g} s") from error
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.splitlines()
-        first = next((line for line in lines if "error" in line), f"exit {error.returncode}")
-        raise NoNative(f"the C++ compiler failed: {first}") from error
     except OSError as error:
         raise NoNative(f"{place.parent} cannot be written ({error.strerror})") from error
-    say(f"compiled native layers for this processor in {time.perf_counter() - started:.1f} s, once")
 
 
-def compiler_name() -> str:
-    """Return the C++ compiler that torch takes, too: CXX, or the system's usual one."""
-    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+def run(command: list[str]) -> None:
+    """Run the compiler; raises NoNative where it fails, or takes too long: then it is killed."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,  # noqa: S603 - the user's own compiler
+                          start_new_session=True) as process:  # fmt: skip
+        try:
+            _, errors = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+            raise NoNative(f"the C++ compiler took longer than {LONGEST:g} s") from error
+    if process.returncode:
+        lines = errors.decode(errors="replace").splitlines()
+        first = next((line for line in lines if "error" in line), f"exit {process.returncode}")
+        raise NoNative(f"the C++ compiler failed: {first}")
+
+
+def compiler_words() -> list[str]:
+    """Return the command of the C++ compiler that torch takes, too: CXX, or the usual one."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return shlex.split(os.environ.get("CXX", "")) or [usual]
 
 
 def for_processor() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trimtab.models.fused import of_sum
+from trimtab.models.fused import Norm, of_norm, of_sum
 from trimtab.records.schema import Schema
 
 BLOCK = 8  # channels are multiples of this: one vector register of floats
@@ -16,7 +16,19 @@ SMALLEST_MAP = 4  # pixels: no feature map is halved below this side
 
 
 class Chain(nn.Sequential):
-    """Layers that are called one after another, and in no other way."""
+    """Layers one after another; a norm and the activation behind it may be computed as one."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Call all layers."""
+        waiting: nn.Module | None = None
+        for layer in self:
+            if waiting is not None:
+                features, waiting = of_norm(layer, waiting, features), None
+            elif isinstance(layer, Norm):
+                waiting = layer
+            else:
+                features = layer(features)
+        return features if waiting is None else waiting(features)
 
 
 class Residual(nn.Module):

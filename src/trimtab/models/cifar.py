@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trimtab.models.blocks import Chain, scaled
-from trimtab.models.fused import of_sum
+from trimtab.models.fused import of_norm, of_sum
 from trimtab.records.schema import Schema
 
 
@@ -32,7 +32,8 @@ class Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H', W')."""
-        branch = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(features)))))
+        inner = of_norm(self.relu1, self.bn1, self.conv1(features))
+        branch = self.bn2(self.conv2(inner))
         if self.stride > 1:
             features = features[:, :, :: self.stride, :: self.stride]
         if self.added:

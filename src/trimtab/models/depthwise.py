@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.models.correlate import Pair, Place, weight_gradient
-from trimtab.models.kernels import bfloat, call, has_rows, is_here, suits
+from trimtab.models.kernels import bfloat, call, floats, has_rows, is_here, suits
 
 LARGEST_QUICK = 3  # side of a kernel whose weight gradient is quick in bf16
 FEWEST_PIXELS = 36  # of a map; below, products of matrices are the quicker
@@ -95,7 +95,7 @@ def counts(features: Tensor, weight: Tensor) -> bool:
 
 def weight_counted(place: Place, outer: Tensor, features: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of the weight, in fp32, by the package's own C++."""
-    found = torch.empty(weight.shape)
+    found = floats(*weight.shape)
     call("depthwise_weight", features, lines(outer, features), found,
          layer_of(place, outer, features, weight), bfloat(features))  # fmt: skip
     return found

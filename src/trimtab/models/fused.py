@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from trimtab.models.kernels import bfloat, call, has_rows, like, suits
+from trimtab.models.kernels import bfloat, call, fit, floats, has_rows, like, suits
 
 SAME, RELU, GELU, SILU, HARDSWISH = range(5)  # as vectors.h numbers them
-USUAL = (lambda x: x, functional.relu, functional.gelu, functional.silu, functional.hardswish)
 KINDS = {
     "torch.nn.modules.activation.ReLU": RELU, "torch.nn.modules.activation.GELU": GELU,
     "torch.nn.modules.activation.SiLU": SILU, "torch.nn.modules.activation.Hardswish": HARDSWISH,
@@ -47,11 +45,11 @@ class Normed(torch.autograd.Function):
         """Return the gradients of features, weight and bias."""
         features, weight, bias = ctx.saved_tensors
         outer, inner = like(grads[0], features), torch.empty_like(features)
-        by_both = torch.empty_like(ctx.moments)
+        by_weight, by_bias = by_both = floats(*ctx.moments.shape)
         call("norm_backward", features, outer, inner, weight, bias, ctx.moments, by_both,
              *ctx.settings)  # fmt: skip
-        by_weight, by_bias = (None, None) if weight is None else by_both
-        return inner, by_weight, by_bias, None, None, None
+        return (inner, None if weight is None else by_weight, None if bias is None else by_bias,
+                None, None, None)  # fmt: skip
 
 
 class Activated(torch.autograd.Function):
@@ -84,46 +82,50 @@ class Activated(torch.autograd.Function):
 
 
 class Norm(nn.Module):
-    """What makes a batch norm of its class a quick one.
+    """What makes a batch norm of its class a quick one; `behind` is its own activation, if any."""
 
-    The activation `behind` it is computed with it; where the quick way is not taken, only an
-    `absorbed` one has to be, since another is the class's own.
-    """
-
-    behind = absorbed = SAME
+    behind = SAME
     weight: Tensor | None
     bias: Tensor | None
     running_mean: Tensor
     running_var: Tensor
-    num_batches_tracked: Tensor
+    num_batches_tracked: Tensor | None
     momentum: float | None
     eps: float
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        if not (self.training and self.takes(features)):
-            return USUAL[self.absorbed](super().forward(features))
-        moments = torch.empty(2, features.shape[1])
-        outputs = Normed.apply(features, self.weight, self.bias, moments, self.eps, self.behind)
-        self.follow(moments, features.numel() // features.shape[1])
-        return outputs  # type: ignore[no-any-return]
+        if self.takes(features):
+            return self.with_activation(features, self.behind)
+        return super().forward(features)  # type: ignore[no-any-return]
 
     def takes(self, features: Tensor) -> bool:
-        """Return whether the C++ takes features: of its channels, more than one row of them."""
+        """Return whether the C++ takes features, of more than one row, in training."""
         channels = len(self.running_mean)
         return (
-            suits(features)
-            and has_rows(features)
-            and features.shape[1] == channels
-            and features.numel() > channels
+            self.training
             and self.momentum is not None
+            and suits(features)
+            and has_rows(features)
+            and features.shape[1] == channels < features.numel()
+            and fit((self.weight, self.bias, self.running_mean, self.running_var), channels)
         )
+
+    def with_activation(self, features: Tensor, activation: int) -> Tensor:
+        """Return the activation of the normed features; the running moments follow theirs."""
+        moments = floats(2, features.shape[1])
+        outputs = Normed.apply(
+            features, self.weight, self.bias, moments, float(self.eps), activation
+        )
+        self.follow(moments, features.numel() // features.shape[1])
+        return outputs  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def follow(self, moments: Tensor, rows: int) -> None:
         """Let the running moments follow those of a batch of so many rows."""
         assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(moments[0], self.momentum)
         self.running_var.lerp_(moments[1] * (rows / (rows - 1)), self.momentum)
 
@@ -145,20 +147,37 @@ class Activation(nn.Module):
         return super().forward(features)  # type: ignore[no-any-return]
 
 
+def of_norm(activation: nn.Module, norm: nn.Module, features: Tensor) -> Tensor:
+    """Return the activation of the normed features, both at once where both are quick."""
+    if isinstance(activation, Activation) and isinstance(norm, Norm) and norm.behind == SAME:
+        free = activation.training and not (watched(activation) or watched(norm))
+        if free and norm.takes(features):
+            return norm.with_activation(features, activation.behind)
+    return activation(norm(features))  # type: ignore[no-any-return]
+
+
 def of_sum(activation: nn.Module, one: Tensor, other: Tensor) -> Tensor:
     """Return the activation of the sum of two features, in one pass where it is a quick one."""
     alike = (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
-    if isinstance(activation, Activation) and activation.training and alike and suits(one):
+    free = activation.training and not watched(activation)
+    if isinstance(activation, Activation) and free and alike and suits(one) and suits(other):
         return Activated.apply(one, other, activation.behind, False)  # type: ignore[no-any-return]
     return activation(one + other)  # type: ignore[no-any-return]
 
 
-class Absorbed(nn.Module):
-    """An activation that the norm before it computes already."""
+def watched(part: nn.Module) -> bool:
+    """Return whether hooks, or a `forward` of its own, see or change what a layer gets and gives.
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return what came in."""
-        return features
+    Then it must be called as torch calls it.
+    """
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
+             part._backward_pre_hooks)  # fmt: skip
+    return any(hooks) or "forward" in vars(part) or has_global_hooks()
+
+
+def has_global_hooks() -> bool:
+    """Return whether hooks see every module."""
+    return nn.modules.module._has_any_global_hook()  # type: ignore[no-any-return]
 
 
 def is_alone(module: nn.Module) -> bool:
@@ -176,11 +195,10 @@ def is_norm(module: Any) -> bool:
         if kind_of(module) != "timm.layers.norm_act.BatchNormAct2d":
             return False
         known = type(module.act) is nn.Identity or number_of(module.act) != SAME
-        if not known or type(module.drop) is not nn.Identity:
+        inside = watched(module.act) or watched(module.drop)
+        if inside or not known or type(module.drop) is not nn.Identity:
             return False
-    numbers = [one for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()]
-    exact = all(one.dtype == torch.float32 for one in numbers)
-    return exact and module.track_running_stats and module.momentum is not None
+    return bool(module.track_running_stats and module.momentum is not None)
 
 
 def kind_of(module: nn.Module | None) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.machine.native import load
 
 SOURCES = Path(__file__).parent / "native"
 NUMBERS = (torch.float32, torch.bfloat16)
+PLAIN = (Tensor, nn.Parameter)  # others may have no memory of their own
 
 Value = Tensor | float | tuple[int, ...] | None
 
@@ -32,11 +33,31 @@ def suits(features: Tensor) -> bool:
     """Return whether the C++ takes features: numbers on a processor, without gaps in memory."""
     return (
         not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and type(features) in PLAIN
         and features.device.type == "cpu"
         and features.dtype in NUMBERS
         and features.numel() > 0
         and (features.is_contiguous() or has_rows(features))
     )
+
+
+def fit(weights: tuple[Tensor | None, ...], channels: int) -> bool:
+    """Return whether weights of a layer, where there are such, are one float for each channel."""
+    return all(
+        one is None
+        or (
+            (one.dtype, one.shape, one.device.type) == (torch.float32, (channels,), "cpu")
+            and one.is_contiguous()
+            and type(one) in PLAIN
+        )
+        for one in weights
+    )
+
+
+def floats(*size: int) -> Tensor:
+    """Return memory for fp32, whatever the defaults are."""
+    return torch.empty(size, dtype=torch.float32, device="cpu")
 
 
 def has_rows(features: Tensor) -> bool:
@@ -61,6 +82,7 @@ def call(name: str, *values: Value) -> None:
 def in_c(value: Value) -> Any:
     """Return what C takes: the address of numbers of a tensor, a float, a long or some of them."""
     if isinstance(value, Tensor):
+        assert value.numel() == 0 or value.data_ptr(), "a tensor without memory of its own"
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
         return ctypes.c_float(value)

@@ -8,20 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trimtab.models.kernels import bfloat, call, like, suits
+from trimtab.models.kernels import bfloat, call, fit, floats, like, suits
 
 
 class RowNorm(nn.Module):
     """What makes a layer norm over the last axis a quick one."""
 
-    normalized_shape: tuple[int, ...]
+    eps: float
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (…, C) to the same shape."""
-        whole = features.is_contiguous() and features.shape[-1:] == self.normalized_shape
-        if self.training and whole and suits(features):
+        if self.training and takes(self, features):
             return LayerNormed.apply(  # type: ignore[no-any-return]
-                features, self.weight, self.bias, self.eps
+                features, self.weight, self.bias, float(self.eps)
             )
         return super().forward(features)  # type: ignore[no-any-return]
 
@@ -29,14 +28,13 @@ class RowNorm(nn.Module):
 class MapNorm(nn.Module):
     """What makes timm's layer norm of maps, over their channels, a quick one."""
 
-    normalized_shape: tuple[int, ...]
+    eps: float
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
         rows = features.permute(0, 2, 3, 1)
-        whole = rows.is_contiguous() and rows.shape[-1:] == self.normalized_shape
-        if self.training and whole and suits(features):
-            normed = LayerNormed.apply(rows, self.weight, self.bias, self.eps)
+        if self.training and takes(self, rows):
+            normed = LayerNormed.apply(rows, self.weight, self.bias, float(self.eps))
             return normed.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
         return super().forward(features)  # type: ignore[no-any-return]
 
@@ -50,7 +48,7 @@ class LayerNormed(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """Return the outputs (…, C)."""
         channels = features.shape[-1]
-        outputs, moments = torch.empty_like(features), torch.empty(2, features.numel() // channels)
+        outputs, moments = torch.empty_like(features), floats(2, features.numel() // channels)
         ctx.sizes = (moments.shape[1], channels)
         call("layer_norm_forward", features, weight, bias, outputs, moments, *ctx.sizes, eps,
              bfloat(features))  # fmt: skip
@@ -62,12 +60,23 @@ class LayerNormed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of features, weight and bias."""
         features, weight, bias, moments = ctx.saved_tensors
-        inner, by_both = torch.empty_like(features), torch.empty(2, ctx.sizes[1])
+        inner, by_both = torch.empty_like(features), floats(2, ctx.sizes[1])
         call("layer_norm_backward", features, like(grads[0], features), weight, moments, inner,
              by_both, *ctx.sizes, bfloat(features))  # fmt: skip
         by_weight, by_bias = by_both
         return (inner, None if weight is None else by_weight, None if bias is None else by_bias,
                 None)  # fmt: skip
+
+
+def takes(norm: Any, rows: Tensor) -> bool:
+    """Return whether the C++ takes rows of channels (…, C) and the weights of a norm."""
+    channels = norm.normalized_shape[0]
+    return (
+        suits(rows)
+        and rows.is_contiguous()
+        and rows.shape[-1] == channels
+        and fit((norm.weight, norm.bias), channels)
+    )
 
 
 # What makes a norm of a class, by its full name, a quick one.
@@ -79,6 +88,5 @@ WAYS: dict[str, type[nn.Module]] = {
 
 
 def is_plain(module: nn.LayerNorm) -> bool:
-    """Return whether a layer norm is over one axis, in fp32."""
-    floats = all(one.dtype == torch.float32 for one in module.parameters())
-    return len(module.normalized_shape) == 1 and floats and not getattr(module, "_fast_norm", False)
+    """Return whether a layer norm is over one axis, and computed as usual."""
+    return len(module.normalized_shape) == 1 and not getattr(module, "_fast_norm", False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trimtab.models.kernels import bfloat, call, has_rows, like, suits
+from trimtab.models.kernels import bfloat, call, has_rows, suits
 
 
 class QuickMaxPool(nn.MaxPool2d):
@@ -34,20 +34,22 @@ class Pooled(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, down: int, across: int) -> Tensor:
         """Return the outputs (N, C, down, across)."""
         outputs = torch.empty((*features.shape[:2], down, across), dtype=features.dtype,
-                              memory_format=torch.channels_last)  # fmt: skip
-        places = torch.empty(outputs.numel(), dtype=torch.uint8)
+                              device="cpu", memory_format=torch.channels_last)  # fmt: skip
+        places = torch.empty(outputs.numel(), dtype=torch.uint8, device="cpu")
         ctx.maps = (*features.shape, down, across)
         call("pool_forward", features, outputs, places, ctx.maps, bfloat(features))
-        ctx.save_for_backward(places, outputs)
+        ctx.save_for_backward(places)
+        ctx.kind = features.dtype
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of the features (N, C, H, W)."""
-        places, outputs = ctx.saved_tensors
-        outer = like(grads[0], outputs)
-        inner = torch.empty(ctx.maps[:4], dtype=outer.dtype, memory_format=torch.channels_last)
+        (places,) = ctx.saved_tensors
+        outer = grads[0].to(ctx.kind).contiguous(memory_format=torch.channels_last)
+        inner = torch.empty(ctx.maps[:4], dtype=outer.dtype, device="cpu",
+                            memory_format=torch.channels_last)  # fmt: skip
         call("pool_backward", outer, places, inner, ctx.maps, bfloat(outer))
         return inner, None, None
 

@@ -10,17 +10,16 @@ from torch import nn
 
 from trimtab.models import excite, layer_norm
 from trimtab.models.averaged import GlobalAverage, is_global
+from trimtab.models.blocks import Chain
 from trimtab.models.depthwise import Depthwise, is_depthwise
-from trimtab.models.followers import followers
 from trimtab.models.fused import (
-    SAME,
-    Absorbed,
     Activation,
     Norm,
     is_alone,
     is_norm,
     kind_of,
     number_of,
+    watched,
 )
 from trimtab.models.kernels import is_here
 from trimtab.models.narrow import Narrow, is_dense
@@ -36,6 +35,7 @@ KINDS: tuple[Kind, ...] = (
     (nn.AdaptiveAvgPool2d, GlobalAverage, is_global),
 )
 MADE: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+CHAINS = ("torchvision.ops.misc.Conv2dNormActivation",)  # sequences whose norms have activations
 NATIVE: tuple[Kind, ...] = ((nn.MaxPool2d, QuickMaxPool, is_of_four),)
 
 
@@ -62,7 +62,8 @@ class Swaps:
 @contextmanager
 def quick_layers(network: nn.Module) -> Iterator[None]:
     """Train `network` inside the block with quick layers; afterwards it is as before."""
-    swaps, native = Swaps(), is_here()
+    swaps = Swaps()
+    native = all(one.device.type == "cpu" for one in network.parameters()) and is_here()
     try:
         if native:
             fuse(network, swaps)
@@ -78,15 +79,12 @@ def quick_layers(network: nn.Module) -> Iterator[None]:
 
 
 def fuse(network: nn.Module, swaps: Swaps) -> None:
-    """Make norms and activations quick ones, and one of both where one follows the other."""
+    """Make norms and activations quick ones."""
     norms = [module for module in network.modules() if is_norm(module)]
-    after, inside = followers(network), {getattr(norm, "act", None) for norm in norms}
+    inside = {getattr(norm, "act", None) for norm in norms}
     for norm in norms:
-        own = number_of(getattr(norm, "act", None))
-        number = SAME if own else number_of(after.get(norm))
-        if number:
-            swaps.make(after[norm], Absorbed)
-        swaps.make(norm, quick_kind(Norm, type(norm)), behind=own or number, absorbed=number)
+        behind = number_of(getattr(norm, "act", None))
+        swaps.make(norm, quick_kind(Norm, type(norm)), behind=behind)
     for module in network.modules():
         if is_alone(module) and module not in inside:
             swaps.make(module, quick_kind(Activation, type(module)), behind=number_of(module))
@@ -101,7 +99,9 @@ def swap_by_name(network: nn.Module, swaps: Swaps) -> None:
         name = kind_of(module)
         if name in layer_norm.WAYS and layer_norm.is_plain(module):  # type: ignore[arg-type]
             swaps.make(module, quick_kind(layer_norm.WAYS[name], type(module)))
-        elif name in excite.PARTS:
+        elif name in CHAINS:
+            swaps.make(module, quick_kind(Chain, type(module)))
+        elif name in excite.PARTS and not any(map(watched, module.children())):
             quick = quick_kind(excite.Excite, type(module))
             swaps.make(module, quick, between=excite.PARTS[name])
 

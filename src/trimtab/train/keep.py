@@ -32,6 +32,7 @@ from trimtab.train.settings import Settings
 from trimtab.train.state import restore_training, training_state
 
 FOLDER = "checkpoints"
+NATIVE, MISSING = "native layers", "missing"
 
 
 @dataclass
@@ -166,14 +167,14 @@ def possible(recipe: Recipe, settled: Mapping[str, Any]) -> dict[str, Any]:
 
 def means_to_compute() -> dict[str, Any]:
     """Return what sums depend on and the environment does not tell."""
-    layers = f"missing ({why})" if (why := why_not()) else "compiled"
-    return {"threads": torch.get_num_threads(), "native layers": layers}
+    layers = MISSING if why_not() else "compiled"
+    return {"threads": torch.get_num_threads(), NATIVE: layers}
 
 
 def tell_changes(run: Run) -> None:
     """Say what differs from where `run` was begun and may change the last bits."""
     now = means_to_compute()
-    before = {name: run.facts[name] for name in now if name in run.facts}
+    before = {NATIVE: MISSING} | {name: run.facts[name] for name in now if name in run.facts}
     before |= read_json(run.path / "environment.json")
     now |= environment(run.facts["seed"])
     if changed := changed_environment(before, now):

@@ -65,8 +65,8 @@ def take(groups: Groups, old: Mapping[str, Copy]) -> dict[str, Copy]:
 
 def alike(target: Tensor, source: Tensor) -> bool:
     """Return whether both lie in this machine's memory in the same order without gaps."""
-    plain = source.device.type == "cpu" and not source.is_complex()  # which may be a conjugate view
-    return plain and source.stride() == target.stride()
+    turned = source.is_conj() or source.is_neg()  # its memory holds other values
+    return source.device.type == "cpu" and not turned and source.stride() == target.stride()
 
 
 def addresses(tensors: Iterable[Tensor]) -> tuple[int, ...]:

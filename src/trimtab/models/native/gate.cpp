@@ -1,5 +1,4 @@
-// Sums over the pixels of each channel, and its multiples: what squeeze-and-excitation is made of
-// (Hu et al. 2017, 1709.01507), in channels-last order.
+// The gate of squeeze-and-excitation (Hu et al. 2017, 1709.01507), in channels-last order.
 
 #include "vectors.h"
 
@@ -11,7 +10,7 @@ struct Maps {
   long groups() const { return (channels + BLOCK - 1) / BLOCK; }
 };
 
-// Sums features, or their products with `others`, over the pixels of each sample.
+// Sums the products of features and others over the pixels of each sample.
 template <class Number>
 void sum(const Number* features, const Number* others, float* sums, const Maps& maps, long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
@@ -23,9 +22,8 @@ void sum(const Number* features, const Number* others, float* sums, const Maps& 
         const long at = (sample * maps.pixels + pixel) * maps.channels + first;
         for (int i = 0; i < 4; ++i) {
           const long some = count - i * LANES;
-          Floats value = load_some(features + at + i * LANES, some, Floats{});
-          if (others) value *= load_some(others + at + i * LANES, some, Floats{});
-          total[i] += value;
+          total[i] += load_some(features + at + i * LANES, some, Floats{}) *
+                      load_some(others + at + i * LANES, some, Floats{});
         }
       }
       for (int i = 0; i < 4; ++i)
@@ -33,20 +31,19 @@ void sum(const Number* features, const Number* others, float* sums, const Maps& 
     }
 }
 
-// Sets each output to factor * feature + shift, of its sample and channel.
+// Sets each output to its feature times the factor of its sample and channel.
 template <class Number>
-void scale(const Number* features, const float* factors, const float* shifts, Number* outputs,
-           const Maps& maps, long threads) {
+void scale(const Number* features, const float* factors, Number* outputs, const Maps& maps,
+           long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (long sample = 0; sample < maps.samples; ++sample)
     for (long pixel = 0; pixel < maps.pixels; ++pixel) {
       const long at = (sample * maps.pixels + pixel) * maps.channels;
       for (long channel = 0; channel < maps.channels; channel += LANES) {
         const long count = maps.channels - channel, of = sample * maps.channels + channel;
-        Floats value = load_some(features + at + channel, count, Floats{}) *
-                       load_some(factors + of, count, Floats{});
-        if (shifts) value += load_some(shifts + of, count, Floats{});
-        store_some(outputs + at + channel, count, value);
+        store_some(outputs + at + channel, count,
+                   load_some(features + at + channel, count, Floats{}) *
+                       load_some(factors + of, count, Floats{}));
       }
     }
 }
@@ -56,18 +53,18 @@ void scale(const Number* features, const float* factors, const float* shifts, Nu
 
 using namespace trimtab;
 
-extern "C" void sum_pixels(const void* x, const void* others, float* sums, const Maps* maps,
-                           long bfloat, long threads) {
+extern "C" void sum_products(const void* x, const void* others, float* sums, const Maps* maps,
+                             long bfloat, long threads) {
   with_number(bfloat, [&](auto number) {
     using Number = decltype(number);
     sum(static_cast<const Number*>(x), static_cast<const Number*>(others), sums, *maps, threads);
   });
 }
 
-extern "C" void scale_pixels(const void* x, const float* factors, const float* shifts, void* y,
-                             const Maps* maps, long bfloat, long threads) {
+extern "C" void scale_pixels(const void* x, const float* factors, void* y, const Maps* maps,
+                             long bfloat, long threads) {
   with_number(bfloat, [&](auto number) {
     using Number = decltype(number);
-    scale(static_cast<const Number*>(x), factors, shifts, static_cast<Number*>(y), *maps, threads);
+    scale(static_cast<const Number*>(x), factors, static_cast<Number*>(y), *maps, threads);
   });
 }

@@ -85,10 +85,12 @@ inline void store_some(Bfloat* place, long count, Floats values) {
 template <class Number>
 Floats load_some(const Number* place, long count, Floats filling) {
   if (count >= LANES) return load(place);
-  Number all[LANES];
-  store(all, filling);
-  if (count > 0) std::memcpy(all, place, count * sizeof(Number));
-  return load(all);
+  if (count <= 0) return filling;
+  Number all[LANES] = {};
+  std::memcpy(all, place, count * sizeof(Number));
+  const Floats values = load(all);
+  std::memcpy(&filling, &values, count * sizeof(float));
+  return filling;
 }
 
 template <class Number>
