@@ -393,5 +393,5 @@ def test_networks_of_timm_give_the_same_loss_and_gradients(name: str) -> None:
         torch.manual_seed(2)
         got = passed(network, features, low=False)
     assert kinds & {"NormBatchNorm2d", "NormBatchNormAct2d", "MapNormLayerNorm2d"}
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4 * spread(other))
+    for one, other in zip(got, wanted, strict=True):  # a few ReLUs near 0 may go the other way
+        assert (one - other).norm() <= 1e-3 * other.norm() + 1e-4

@@ -107,9 +107,9 @@ def is_fusible(groups: Groups) -> bool:
 class InOrder(torch.optim.Adam):
     """Adam over the numbers of each tensor in their order of memory.
 
-    torch's one kernel for the step turns tensors that are not contiguous, as weights in
-    channels-last order are not, around and back: the step takes 2.9 times as long. It also mistakes
-    gradients in another order than their parameter's for such in the same.
+    torch's one kernel for the step (2.15) copies tensors that are not contiguous, as weights in
+    channels-last order are not, which takes longer than the step. It also mistakes gradients in
+    another order than their parameter's for such in the same.
     """
 
     def _init_group(
