@@ -31,9 +31,10 @@ class Depthwise(nn.Conv2d):
 class MixedDepthwise(torch.autograd.Function):
     """Convolve in the features' precision; some gradients, by shape, another way.
 
-    In bf16 oneDNN has no quick kernel for the gradient of the inputs of a strided one, which is
-    computed in fp32, nor for that of a weight of side 5 and above; all others are quicker in bf16,
-    as is the forward pass (`benchmarks/cnn_throughput.py` times networks that have them).
+    In bf16 oneDNN has no quick kernel for the gradient of the inputs of a strided one, nor for that
+    of a weight of side 5 and above. The package's own C++ computes them where it is here and that
+    is the quicker; else the first is computed in fp32, the second by products of matrices. All
+    others are quicker in bf16, as is the forward pass.
     """
 
     @staticmethod
