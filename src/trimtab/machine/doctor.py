@@ -77,8 +77,8 @@ def advice(facts: dict[str, Any]) -> Iterator[str]:
         yield (f"{facts['cache']['folder']} cannot be written: pictures are decoded again for each "
                "run; set TRIMTAB_CACHE to a folder of yours")  # fmt: skip
     if not facts["compiler"]:
-        yield (f"there is no C++ compiler ({compiler_words()[0]}): training on the processor is "
-               "slower; install one, or name yours in CXX")  # fmt: skip
+        yield (f"there is no C++ compiler ({compiler_words()[0]}): most networks train slower "
+               "on the processor; install one, or name yours in CXX")  # fmt: skip
     if not any(facts["instructions"][name] for name in INT8_INSTRUCTIONS):
         yield "no int8 instructions found: int8 files will be smaller here, but hardly faster"
 

@@ -20,7 +20,7 @@ from trimtab.machine.processor import flags, processor_name
 from trimtab.machine.progress import say
 
 VARIABLE, REFUSALS = "TRIMTAB_NATIVE", ("0", "no", "off", "false")
-LONGEST = 120.0  # seconds that compiling may take; usually it takes about three
+LONGEST = 120.0  # seconds that compiling may take; on two cores of 2024 it takes six
 OPTIONS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared",
            "-fPIC")  # fmt: skip
 

@@ -167,14 +167,17 @@ def possible(recipe: Recipe, settled: Mapping[str, Any]) -> dict[str, Any]:
 
 def means_to_compute() -> dict[str, Any]:
     """Return what sums depend on and the environment does not tell."""
-    layers = MISSING if why_not() else "compiled"
-    return {"threads": torch.get_num_threads(), NATIVE: layers}
+    means: dict[str, Any] = {"threads": torch.get_num_threads()}
+    if best_device().type == "cpu":  # elsewhere there are no native layers
+        means[NATIVE] = MISSING if why_not() else "compiled"
+    return means
 
 
 def tell_changes(run: Run) -> None:
     """Say what differs from where `run` was begun and may change the last bits."""
     now = means_to_compute()
-    before = {NATIVE: MISSING} | {name: run.facts[name] for name in now if name in run.facts}
+    known = {NATIVE: MISSING, **run.facts}
+    before = {name: known[name] for name in now if name in known}
     before |= read_json(run.path / "environment.json")
     now |= environment(run.facts["seed"])
     if changed := changed_environment(before, now):

@@ -52,7 +52,7 @@ def take(groups: Groups, old: Mapping[str, Copy]) -> dict[str, Copy]:
     copies = {group: room_for(group, groups[group], old.get(group)) for group in groups}
     sources = [one for tensors in groups.values() for one in tensors.values()]
     targets = [copies[group].tensors[name] for group, tensors in groups.items() for name in tensors]
-    if is_here() and all(map(alike, targets, sources)):
+    if targets and all(map(alike, targets, sources)) and is_here():
         bytes_each = tuple(one.nbytes for one in sources)
         call("copy_tensors", addresses(sources), addresses(targets), bytes_each, len(sources))
     elif targets:
