@@ -103,6 +103,23 @@ def test_the_version_is_printed_without_anything_heavy() -> None:
     assert loaded_after("import trimtab\nprint(trimtab.__version__)", HEAVY) == set()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "nadam"])
+def test_a_training_does_not_load_the_compiler_it_does_not_use(
+    optimizer: str, digits_folder: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import trimtab as tt
+chosen = tt.Recipe().override(model__name="cnn_small", train__epochs=2, augment__flip=False,
+                              train__optimizer={optimizer!r})
+for words in ({{}}, {{"epochs": 3}}):
+    if words:
+        tt.resume({str(tmp_path / "r")!r}, **words)
+    else:
+        tt.train({str(digits_folder)!r}, recipe=chosen, out={str(tmp_path / "r")!r})
+"""
+    assert loaded_after(code, {"torch._dynamo", "torch._inductor"}) == set()
+
+
 def test_what_reads_records_and_what_an_artifact_holds_import_no_torch() -> None:
     rooms = {"report", "diagnose", "records"}
     light = [module for module in MODULES if layers.room_of(module) in rooms]

@@ -59,5 +59,5 @@ def test_states_in_another_order_are_still_those_that_change() -> None:
 
 def test_the_registered_ones_are_these() -> None:
     groups: Any = [{"params": [torch.zeros(2, requires_grad=True)]}]
-    assert type(adam(groups, lr=0.1)) is InOrder
-    assert type(adamw(groups, lr=0.1)) is InOrderDecoupled
+    assert isinstance(adam(groups, lr=0.1), InOrder)
+    assert isinstance(adamw(groups, lr=0.1), InOrderDecoupled)

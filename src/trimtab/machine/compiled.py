@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from trimtab.machine.native import compiler_words
 
 MOST_SHAPES = 4  # each one is compiled anew
 COMPILE_SECONDS = 60.0  # of one shape: 16 to 100 were measured on two cores
+DISABLED = "__dynamo_disable"  # where torch keeps the marked method
 LIKELY_GAIN = {"cpu": 0.1, "cuda": 0.25}  # share of a step that compiling is expected to save
 
 
@@ -44,6 +48,28 @@ class Compiled:
             return False
         self.shapes.add(shape)
         return True
+
+
+def leave_compiler_unloaded() -> None:
+    """Let optimizers be made, saved and loaded without torch's compiler, which loads for seconds.
+
+    Torch (2.15) loads it at the first call of some of their methods, which it has wrapped for that,
+    to mark them as not to be compiled. Nothing here compiles them.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None:
+            plain.__dict__.setdefault(DISABLED, plain)
+
+
+@cache
+def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return an optimizer of torch whose steps do without its compiler, too.
+
+    Torch (2.15) loads it to tell it of each step that it would be in the way of.
+    """
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {"step": step, "__doc__": kind.__doc__})
 
 
 def missing_compiler(device: torch.device) -> str:

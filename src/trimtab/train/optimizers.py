@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import UsageError
+from trimtab.machine.compiled import uncompiled
 from trimtab.models.depth import depths_of
 from trimtab.records.recipe import Recipe
 from trimtab.registry import did_you_mean, lookup
@@ -145,33 +146,35 @@ def in_order(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def sgd(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Stochastic gradient descent with Nesterov momentum (Sutskever et al. 2013)."""
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0,
-                           fused=is_fusible(groups))  # fmt: skip
+    return uncompiled(torch.optim.SGD)(groups, lr=lr, momentum=momentum, nesterov=momentum > 0,
+                                       fused=is_fusible(groups))  # fmt: skip
 
 
 def adam(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015); beta1 is `momentum`, weight decay is added to the gradient."""
-    return InOrder(groups, lr=lr, betas=(momentum, 0.999), fused=is_fusible(groups))
+    return uncompiled(InOrder)(groups, lr=lr, betas=(momentum, 0.999),
+                               fused=is_fusible(groups))  # fmt: skip
 
 
 def adamw(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); beta1 is `momentum`."""
-    return InOrderDecoupled(groups, lr=lr, betas=(momentum, 0.999), fused=is_fusible(groups))
+    return uncompiled(InOrderDecoupled)(groups, lr=lr, betas=(momentum, 0.999),
+                                        fused=is_fusible(groups))  # fmt: skip
 
 
 def nadam(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Adam with Nesterov momentum (Dozat 2016); beta1 is `momentum`."""
-    return torch.optim.NAdam(groups, lr=lr, betas=(momentum, 0.999))
+    return uncompiled(torch.optim.NAdam)(groups, lr=lr, betas=(momentum, 0.999))
 
 
 def rmsprop(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Divide gradients by their recent size, then momentum (Tieleman & Hinton 2012)."""
-    return torch.optim.RMSprop(groups, lr=lr, momentum=momentum)
+    return uncompiled(torch.optim.RMSprop)(groups, lr=lr, momentum=momentum)
 
 
 def adagrad(groups: Groups, *, lr: float) -> torch.optim.Optimizer:
     """Divide gradients by the root of the sum of all their squares (Duchi et al. 2011)."""
-    return torch.optim.Adagrad(groups, lr=lr, fused=is_fusible(groups))
+    return uncompiled(torch.optim.Adagrad)(groups, lr=lr, fused=is_fusible(groups))
 
 
 def lion(groups: Groups, *, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
@@ -244,7 +247,7 @@ def find_optimizer(part: str | Build) -> Build:
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     if (found := torch_optimizers()).get(name):
-        return of_class(found[name])
+        return of_class(uncompiled(found[name]))
     if (others := timm_optimizers()).get(name):
         return of_class(others[name])
     raise UsageError(

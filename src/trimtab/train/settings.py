@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.data.dataset import Dataset
 from trimtab.errors import DataError, UsageError
-from trimtab.machine.compiled import Compiled
+from trimtab.machine.compiled import Compiled, leave_compiler_unloaded
 from trimtab.machine.device import best_device
 from trimtab.machine.probe import Autocast, Way, autocast_for
 from trimtab.records.recipe import Recipe, fields_of
@@ -168,6 +168,7 @@ def build_optimizer(network: nn.Module, recipe: Recipe, peak: float) -> torch.op
         decay = DECOUPLED_DECAY if name.lower() in DECOUPLED else COUPLED_DECAY
     groups = parameter_groups(network, weight_decay=decay, bias_rate=recipe.train.bias_rate,
                               layer_decay=recipe.train.layer_decay)  # fmt: skip
+    leave_compiler_unloaded()
     part = find_optimizer(name)
     taken = accepted(part, recipe, name, {"momentum": "train.momentum"})
     return part(groups, lr=peak, **taken)
