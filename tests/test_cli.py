@@ -267,3 +267,56 @@ def test_rate_finder_prints_the_words_to_train_with_and_keeps_its_files_below_ru
     _, printed, _ = run_cli("lr-find", str(digits_folder), *words, "--steps", "12", "--out", "few")
     assert "12 steps, from 3e-06 to 0.3" in printed
     assert "picture: few/lr_find.svg" in printed
+
+
+ENDING = """
+import atexit, sys, tempfile, threading, time
+from trimtab import cli, console
+
+class Late:
+    def __del__(self):
+        print("torn down")
+
+def work():
+    time.sleep(0.3)
+    print("thread")
+
+kept, console.late = tempfile.TemporaryDirectory(), Late()
+print(kept.name)
+atexit.register(print, "handler")
+
+def main():
+    threading.Thread(target=work).start()
+    print("main")
+    sys.exit({code})
+
+cli.main = main
+cli.command()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "told"),
+    [("", 0, ""), ("0", 0, ""), ("3", 3, ""), ("'why'", 1, "why\n")],
+)
+def test_a_command_ends_after_threads_handlers_and_output_but_takes_nothing_apart(
+    code: str, exit_code: int, told: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING.format(code=code)], text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    folder, *lines = done.stdout.splitlines()
+    assert done.returncode == exit_code
+    assert done.stderr == told
+    assert lines[:3] == ["main", "thread", "handler"]
+    assert ("torn down" in lines) is bool(told), "what Python itself has to tell is left to it"
+    assert not Path(folder).exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    words = [sys.executable, "-c", "from trimtab import cli\ncli.main = lambda: print('x')\n"
+             "cli.command()"]  # fmt: skip
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode != 0
+    assert b"No space left" in done.stderr

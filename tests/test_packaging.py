@@ -53,7 +53,7 @@ def test_the_wheel_carries_licence_version_and_command(wheel: Path) -> None:
     assert "License-Expression: Apache-2.0" in metadata
     assert f"Version: {trimtab.__version__}\n" in metadata
     assert "Apache License" in archive.read(info["LICENSE"]).decode()
-    assert "trimtab = trimtab.cli:main" in archive.read(info["entry_points.txt"]).decode()
+    assert "trimtab = trimtab.cli:command" in archive.read(info["entry_points.txt"]).decode()
 
 
 def test_the_wheel_runs_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

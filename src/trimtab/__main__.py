@@ -1,5 +1,5 @@
 """`python -m trimtab`."""
 
-from trimtab.cli import main
+from trimtab.cli import command
 
-main()
+command()

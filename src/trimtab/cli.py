@@ -11,6 +11,7 @@ import typer
 
 from trimtab.console import (
     emit,
+    end_at_once,
     harmless_lines,
     leave,
     show_comparison,
@@ -309,6 +310,15 @@ def read_choices(recipe: Path | None, settings: list[str] | None) -> Recipe:
 
     chosen = read_recipe(recipe) if recipe is not None else Recipe()
     return apply_settings(chosen, settings or [])
+
+
+def command() -> None:
+    """Run the command line as a process of its own, which ends with it."""
+    try:
+        main()
+    except SystemExit as end:
+        end_at_once(end)
+    end_at_once(SystemExit(0))
 
 
 def main() -> None:
