@@ -193,7 +193,7 @@ def test_a_model_too_slow_for_its_share_is_out_and_the_others_get_its_time(tmp_p
     assert made.share_seconds == pytest.approx(alone.share_seconds, abs=0.5)
     reason = made.members[1].failed
     assert reason is not None
-    assert "one epoch takes about 1m43s" in reason.message
+    assert "one epoch takes about 1m42s" in reason.message
     assert read_json(tmp_path / "run.json")["failed"].keys() == {"slow"}
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +74,7 @@ def test_budget_ends_a_training_that_has_epochs_left(
 def test_time_kept_for_the_end_follows_what_evaluations_usually_take() -> None:
     clock = Clock(100.0)
     clock.reserve(20.0)
-    wrong = clock.reserved
+    wrong = 2 * clock.reserved  # at first, one look is all there will be
     for _ in range(3):
         with clock.evaluating():
             pass
@@ -83,7 +84,45 @@ def test_time_kept_for_the_end_follows_what_evaluations_usually_take() -> None:
     assert usual < 0.1 * wrong
     for _ in range(3):
         clock.reserve(20.0)
-    assert clock.reserved == wrong
+    assert clock.reserved == pytest.approx(wrong, abs=1.0)
+
+
+def test_time_for_two_looks_is_kept_once_there_is_something_to_compare_with() -> None:
+    clock = Clock(100.0, exact=3.0)
+    clock.reserve(4.0)
+    assert clock.reserved == pytest.approx(12.0, abs=1.0), "fp32 only"
+    clock.reserve(4.0)
+    assert clock.reserved == pytest.approx(16.0, abs=1.0), "and one in the training's precision"
+    resumed = Clock(100.0, exact=3.0, epoch=2)
+    resumed.reserve(4.0)
+    assert resumed.reserved == clock.reserved
+
+
+def test_a_look_is_the_last_where_no_other_would_fit() -> None:
+    clock = Clock(100.0, exact=2.0, earlier=60.0)
+    clock.reserve(10.0)
+    assert not clock.is_last
+    clock.earlier = 75.0
+    assert clock.progress < 1
+    assert clock.is_last, "a second one of 10 s would end in the 20 s of the last"
+    assert Clock(None, total_steps=10, step=10).is_last
+    assert not Clock(None, total_steps=10, step=9).is_last
+
+
+@pytest.mark.parametrize(("epochs", "looks"), [(1, 1), (2, 3)])
+def test_a_training_with_one_look_makes_it_in_fp32_and_only_once(
+    epochs: int, looks: int, tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    kept, real = [], loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *words: kept.append(words[2:]) or real(*words))
+    recipe = tiny_recipe.override(train__epochs=epochs, train__precision="bf16")
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert len(kept) == looks
+    assert kept[-1] in ((), (nullcontext,))
+    found = run.measured("accuracy")
+    assert found is not None
+    assert found["value"] == real(load(run), tiny_dataset).accuracy
 
 
 def test_budget_that_ends_before_the_first_epoch_is_told(

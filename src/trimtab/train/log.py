@@ -24,9 +24,8 @@ FORECASTS = (0.1, 0.25, 0.5)
 LOG_SECONDS = 0.5
 LOGGED_STEPS = 200  # of a training, at the least where it has them
 LOGGED_OF_EPOCH = 10  # at the most
-SAVING_SECONDS = 0.5
-LEAVING_SECONDS = 1.0  # Python's end, with torch and timm loaded
-FINAL_EVALUATIONS = 1.2  # how long ending takes, in evaluations
+SAVING_SECONDS = 0.2
+LEAVING_SECONDS = 0.1  # the end of a command
 TYPICAL_OF = 5  # last evaluations, by which the next one is judged
 
 
@@ -36,7 +35,8 @@ class Clock:
 
     `step` counts updates and `epoch` the epochs that were evaluated; `reserved` seconds are kept
     for the last evaluations; `earlier` were used before the training was resumed; `sides` are those
-    of the pictures, as in `train.resolution`; `evaluations` are what the last ones took.
+    of the pictures, as in `train.resolution`; `evaluations` are what the last looks took, in the
+    precision of the training, and `exact` is how much longer one in fp32 takes.
     """
 
     budget_seconds: float | None
@@ -47,6 +47,7 @@ class Clock:
     reserved: float = 0.0
     sides: tuple[float, ...] = ()
     evaluations: list[float] = field(default_factory=list)
+    exact: float = 1.0
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -71,6 +72,14 @@ class Clock:
         areas = [side**2 * min(1.0, max(0.0, phase - n)) for n, side in enumerate(self.sides)]
         return sum(areas) / sum(side**2 for side in self.sides)
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the look of now is the last: it is over, or is before there could be another."""
+        if self.budget_seconds is None:
+            return self.progress >= 1
+        look = median(self.evaluations or [0.0])
+        return self.progress >= 1 or self.seconds + look >= self.budget_seconds - self.reserved
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Learn from the evaluation inside the block what the last ones will take."""
@@ -81,10 +90,13 @@ class Clock:
     def reserve(self, evaluation_seconds: float) -> None:
         """Keep time for what comes after the last step: evaluations, saving, a command's exit.
 
-        One evaluation may be held up; the middle one of the last few counts.
+        One evaluation may be held up; the middle one of the last few counts. The weights are judged
+        in fp32 at the end, and before it, if there are others, to know which are the best.
         """
         self.evaluations = [*self.evaluations, evaluation_seconds][-TYPICAL_OF:]
-        wanted = 2 * FINAL_EVALUATIONS * median(self.evaluations) + SAVING_SECONDS
+        first = self.epoch == 0 and len(self.evaluations) == 1
+        looks = self.exact if first else 1 + self.exact
+        wanted = looks * median(self.evaluations) + SAVING_SECONDS
         wanted += LEAVING_SECONDS if OUTPUT.began is not None else 0.0
         self.reserved = min(wanted, 0.5 * (self.budget_seconds or 0.0))
 
@@ -113,7 +125,8 @@ class Forecast:
 class Best:
     """The best weights so far, by accuracy on valid, the later of equals.
 
-    `epoch` is that of the last gain of more than `min_delta`.
+    `epoch` is that of the last gain of more than `min_delta`; `scores` are those in fp32, if they
+    are known.
     """
 
     min_delta: float = 0.0
@@ -121,6 +134,7 @@ class Best:
     epoch: float = 0.0
     mark: float = -1.0
     weights: dict[str, Tensor] = field(default_factory=dict)
+    scores: Scores | None = None
 
     def offer(self, scores: Scores, network: nn.Module, epoch: float) -> None:
         """Keep these weights if none were better; raises DivergedError for outputs such as NaN."""

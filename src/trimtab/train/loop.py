@@ -15,7 +15,7 @@ from trimtab.machine.interrupt import stop_on_interrupt
 from trimtab.machine.memory import kept_memory
 from trimtab.machine.probe import Autocast
 from trimtab.machine.progress import progress
-from trimtab.measure.quality import Scores, logits_of, network_call, score
+from trimtab.measure.quality import BATCH, Scores, logits_of, network_call, score
 from trimtab.models.quick import quick_layers
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
@@ -24,6 +24,9 @@ from trimtab.train.log import Best, Clock, Log, Observe
 from trimtab.train.losses import Loss
 from trimtab.train.settings import Settings, resolve
 from trimtab.train.update import train_step
+
+PROBED = 16  # samples, by which is told how many more may be judged to tell how long all take
+EXPECTING = 0.01  # of a budget, to tell how long an evaluation takes
 
 
 @dataclass
@@ -62,14 +65,13 @@ def train_network(
     clock.total_steps, clock.sides = steps * recipe.train.epochs, settings.resolution
     if budget_seconds is None:
         log.pace(steps, clock.total_steps)
-    else:
-        clock.reserve(evaluation_seconds(network, dataset, settings.autocast))
     with (
         kept_memory(), quick_layers(network),
         progress(1.0, "train") as bar,
         stop_on_interrupt() as stop,
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
     ):  # fmt: skip
+        expect_evaluations(clock, network, dataset, settings)
         for epoch in range(clock.epoch, recipe.train.epochs):
             settings.freeze.train_mode()
             ending = False
@@ -89,9 +91,9 @@ def train_network(
                     kept.save(last=ending)
                 if ending:
                     break
+            only = not best.weights and (clock.is_last or stop.requested)
             with settings.average.applied(network), clock.evaluating():
-                scores = evaluate(network, dataset, settings.autocast)
-                best.offer(scores, network, clock.step / steps)
+                scores = judge(network, dataset, settings, best, at=clock.step / steps, only=only)
             log.epoch(clock, clock.step / steps, scores)
             settings.observe(scores.accuracy)
             clock.epoch += 1
@@ -100,8 +102,8 @@ def train_network(
                 kept.save(last=True)
             if ending or clock.progress >= 1 or stop.requested or stalled:
                 break
-    network.load_state_dict(best.weights)
-    scores = evaluate(network, dataset)
+        network.load_state_dict(best.weights)
+        scores = best.scores or evaluate(network, dataset)
     return TrainResult(scores, clock.step / steps, clock.seconds, log.speed(clock), stop.requested,
                        stalled, settings, log.forecast.errors(clock.seconds))  # fmt: skip
 
@@ -114,16 +116,52 @@ def set_rate(settings: Settings, done: float) -> float:
     return rate
 
 
+def judge(
+    network: nn.Module, dataset: Dataset, settings: Settings, best: Best, *, at: float, only: bool
+) -> Scores:
+    """Look at the network, `at` so many epochs, and remember it if it is the best.
+
+    In the precision of the training, or in fp32 where this is the `only` look there will be: then
+    no other is needed at the end.
+    """
+    scores = evaluate(network, dataset, nullcontext if only else settings.autocast)
+    best.offer(scores, network, at)
+    best.scores = scores if only else None
+    return scores
+
+
 def evaluate(network: nn.Module, dataset: Dataset, autocast: Autocast = nullcontext) -> Scores:
     """Score `network` on valid, in fp32 unless `autocast` says otherwise."""
     valid = dataset.splits["valid"]
     return score(logits_of(network_call(network, autocast), valid), valid.targets, split="valid")
 
 
-def evaluation_seconds(network: nn.Module, dataset: Dataset, autocast: Autocast) -> float:
-    """Return about how long `evaluate` takes, from one batch of valid."""
-    valid, call = dataset.splits["valid"], network_call(network, autocast)
-    call(valid.inputs[:64])  # the first call prepares kernels
-    started = time.perf_counter()
-    call(valid.inputs[:64])  # reading is counted: it may mean decoding
-    return (time.perf_counter() - started) * len(valid) / min(64, len(valid))
+def expect_evaluations(
+    clock: Clock, network: nn.Module, dataset: Dataset, settings: Settings
+) -> None:
+    """Tell the clock of a training with a budget how long its evaluations will take."""
+    if clock.budget_seconds is None:
+        return
+    share = EXPECTING * clock.budget_seconds
+    look = evaluation_seconds(network, dataset, settings.autocast, share)
+    if settings.precision != "fp32":
+        clock.exact = evaluation_seconds(network, dataset, nullcontext, share) / look
+    clock.reserve(look)
+
+
+def evaluation_seconds(
+    network: nn.Module, dataset: Dataset, autocast: Autocast, seconds: float
+) -> float:
+    """Return about how long `evaluate` takes, from as much of valid as fits into `seconds`."""
+    call, valid = network_call(network, autocast), dataset.splits["valid"]
+
+    def judging(samples: int) -> float:
+        started = time.perf_counter()
+        for first in range(0, samples, BATCH):  # reading is counted: it may mean decoding
+            call(valid.inputs[first : min(samples, first + BATCH)])
+        return time.perf_counter() - started
+
+    few = min(PROBED, len(valid))
+    judging(few)  # the first call prepares kernels
+    samples = min(len(valid), round(few * max(1.0, seconds / judging(few))))
+    return judging(samples) * len(valid) / samples
