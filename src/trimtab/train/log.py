@@ -25,6 +25,7 @@ LOG_SECONDS = 0.5
 LOGGED_STEPS = 200  # of a training, at the least where it has them
 LOGGED_OF_EPOCH = 10  # at the most
 SAVING_SECONDS = 0.2
+SAVED_BYTES = 150e6  # of the weights, in a second: they are written and their checkpoint ends
 LEAVING_SECONDS = 0.1  # the end of a command
 TYPICAL_OF = 5  # last evaluations, by which the next one is judged
 
@@ -36,7 +37,8 @@ class Clock:
     `step` counts updates and `epoch` the epochs that were evaluated; `reserved` seconds are kept
     for the last evaluations; `earlier` were used before the training was resumed; `sides` are those
     of the pictures, as in `train.resolution`; `evaluations` are what the last looks took, in the
-    precision of the training, and `exact` is how much longer one in fp32 takes.
+    precision of the training, and `exact` is how much longer one in fp32 takes; `saving` is what
+    writing takes.
     """
 
     budget_seconds: float | None
@@ -48,6 +50,7 @@ class Clock:
     sides: tuple[float, ...] = ()
     evaluations: list[float] = field(default_factory=list)
     exact: float = 1.0
+    saving: float = SAVING_SECONDS
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -96,7 +99,7 @@ class Clock:
         self.evaluations = [*self.evaluations, evaluation_seconds][-TYPICAL_OF:]
         first = self.epoch == 0 and len(self.evaluations) == 1
         looks = self.exact if first else 1 + self.exact
-        wanted = looks * median(self.evaluations) + SAVING_SECONDS
+        wanted = looks * median(self.evaluations) + self.saving
         wanted += LEAVING_SECONDS if OUTPUT.began is not None else 0.0
         self.reserved = min(wanted, 0.5 * (self.budget_seconds or 0.0))
 

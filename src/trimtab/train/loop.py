@@ -20,7 +20,7 @@ from trimtab.models.quick import quick_layers
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
 from trimtab.train.keep import keeper
-from trimtab.train.log import Best, Clock, Log, Observe
+from trimtab.train.log import SAVED_BYTES, Best, Clock, Log, Observe
 from trimtab.train.losses import Loss
 from trimtab.train.settings import Settings, resolve
 from trimtab.train.update import train_step
@@ -139,13 +139,15 @@ def evaluate(network: nn.Module, dataset: Dataset, autocast: Autocast = nullcont
 def expect_evaluations(
     clock: Clock, network: nn.Module, dataset: Dataset, settings: Settings
 ) -> None:
-    """Tell the clock of a training with a budget how long its evaluations will take."""
+    """Tell the clock of a training with a budget how long evaluations and saving will take."""
     if clock.budget_seconds is None:
         return
     share = EXPECTING * clock.budget_seconds
     look = evaluation_seconds(network, dataset, settings.autocast, share)
     if settings.precision != "fp32":
         clock.exact = evaluation_seconds(network, dataset, nullcontext, share) / look
+    held = network.state_dict().values()
+    clock.saving += sum(one.numel() * one.element_size() for one in held) / SAVED_BYTES
     clock.reserve(look)
 
 
