@@ -71,7 +71,7 @@ def train_network(
         stop_on_interrupt() as stop,
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
     ):  # fmt: skip
-        expect_evaluations(clock, network, dataset, settings)
+        expect_end(clock, network, dataset, settings)
         for epoch in range(clock.epoch, recipe.train.epochs):
             settings.freeze.train_mode()
             ending = False
@@ -136,9 +136,7 @@ def evaluate(network: nn.Module, dataset: Dataset, autocast: Autocast = nullcont
     return score(logits_of(network_call(network, autocast), valid), valid.targets, split="valid")
 
 
-def expect_evaluations(
-    clock: Clock, network: nn.Module, dataset: Dataset, settings: Settings
-) -> None:
+def expect_end(clock: Clock, network: nn.Module, dataset: Dataset, settings: Settings) -> None:
     """Tell the clock of a training with a budget how long evaluations and saving will take."""
     if clock.budget_seconds is None:
         return
