@@ -103,7 +103,7 @@ def test_the_version_is_printed_without_anything_heavy() -> None:
     assert loaded_after("import trimtab\nprint(trimtab.__version__)", HEAVY) == set()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "nadam"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "radam"])
 def test_a_training_does_not_load_the_compiler_it_does_not_use(
     optimizer: str, digits_folder: Path, tmp_path: Path
 ) -> None:

@@ -94,9 +94,11 @@ def end_at_once(end: SystemExit) -> NoReturn:
     """End the process as `end` says, after all threads, exit handlers and output, and no more.
 
     Python would take every module apart first, which lasts 1.3 s where torch and timm are loaded.
-    What cannot be written, and a code that is a text, are left to Python to tell.
+    What cannot be written, and a code that is a text, are left to Python to tell, and everything
+    where a debugger, a profiler or an interactive Python runs the command.
     """
-    if not isinstance(end.code, int | None):
+    watched = sys.gettrace() or sys.getprofile() or hasattr(sys, "ps1") or sys.flags.interactive
+    if watched or not isinstance(end.code, int | None):
         raise end
     try:
         sys.stdout.flush()
@@ -104,6 +106,6 @@ def end_at_once(end: SystemExit) -> NoReturn:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, KeyboardInterrupt):
         raise end from None
     os._exit(end.code or 0)

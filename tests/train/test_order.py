@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.machine.compiled import uncompiled
 from trimtab.train.optimizers import InOrder, InOrderDecoupled, adam, adamw
 
 ORDERS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -61,3 +62,25 @@ def test_the_registered_ones_are_these() -> None:
     groups: Any = [{"params": [torch.zeros(2, requires_grad=True)]}]
     assert isinstance(adam(groups, lr=0.1), InOrder)
     assert isinstance(adamw(groups, lr=0.1), InOrderDecoupled)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RAdam])
+def test_steps_without_the_compiler_are_those_of_torch(kind: Any) -> None:
+    found = []
+    for build in (kind, uncompiled(kind)):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3))
+        optimizer = build([weight], lr=0.1, weight_decay=0.01)
+        told: list[int] = []
+        optimizer.register_step_post_hook(lambda *_, told=told: told.append(1))
+        for _ in range(5):
+            optimizer.zero_grad()
+            (weight**3).sum().backward()
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        found.append((weight.detach(), len(told), optimizer.state_dict()["param_groups"]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1:] == found[1][1:]
+    assert found[1][1] == 5
+    assert weight.requires_grad
+    assert uncompiled(kind) is uncompiled(kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from trimtab.machine import compiled
 from trimtab.machine.progress import OUTPUT
 from trimtab.records.finding import Finding
 from trimtab.records.run import Run, open_run, update_facts
-from trimtab.train import loop
+from trimtab.train import keep, loop
 from trimtab.train import speed as speeds
 from trimtab.train.checkpoint import Checkpoints
 from trimtab.train.keep import possible
@@ -104,6 +105,67 @@ def test_stopped_and_resumed_training_equals_the_uninterrupted_one(
     assert_same(whole, parts)
     assert "resumed" not in whole.facts
     assert parts.facts["resumed"] == [steps if updates == "epoch" else updates]
+
+
+def test_a_training_stopped_in_its_last_look_after_patience_was_over_is_not_trained_on(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_recipe, train__patience=1, train__min_delta=0.9)
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole", seed=3)
+    assert whole.facts["stopped_early"]
+    looks, real = [], loop.evaluate
+
+    def evaluate(*words: Any) -> Any:
+        looks.append(words)
+        if len(looks) == 3:  # of two epochs, and the last one
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*words)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    with pytest.raises(Preempted):
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "parts", seed=3)
+    parts = resume(tmp_path / "parts", data=tiny_dataset)
+    assert_same(whole, parts)
+    assert parts.facts["stopped_early"]
+    longer = resume(parts, data=tiny_dataset, epochs=6)
+    assert len(log_of(longer)) == 3, "more epochs come with patience anew"
+
+
+def test_a_stop_between_the_last_step_of_an_epoch_and_its_look_changes_no_bit(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stop_at: Stop,
+) -> None:  # fmt: skip
+    recipe = recipe_of(tiny_recipe, train__precision="bf16")
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole", seed=3)
+    with monkeypatch.context() as patch:
+        stop_at(next(row["step"] for row in whole.metrics if "epoch" in row))
+        with pytest.raises(Interrupted):
+            train(tiny_dataset, recipe=recipe, out=tmp_path / "parts", seed=3)
+        patch.setattr(keep, "tell_changes", lambda _: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted):
+            resume(tmp_path / "parts", data=tiny_dataset)
+    parts = resume(tmp_path / "parts", data=tiny_dataset)
+    assert_same(whole, parts)
+
+
+def test_a_budget_that_is_over_at_the_end_of_an_epoch_leaves_a_checkpoint_of_it(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.evaluate
+
+    def slow(*words: Any) -> Any:
+        time.sleep(4.0)
+        return real(*words)
+
+    monkeypatch.setattr(loop, "evaluate", slow)
+    monkeypatch.setattr(loop, "evaluation_seconds", lambda *_: 0.01)
+    recipe = recipe_of(tiny_recipe).override(train__epochs=1000)
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r", budget=4.0)
+    steps = next(row["step"] for row in run.metrics if "epoch" in row)
+    with Checkpoints(run.path / "checkpoints") as kept:
+        found = kept.newest()
+    assert found is not None
+    assert found.step == steps
 
 
 def test_a_streamed_training_stopped_in_an_epoch_resumes_to_the_same_bits(

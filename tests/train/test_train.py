@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from trimtab.models.build import build, load
 from trimtab.records.run import open_run
 from trimtab.train import loop
 from trimtab.train.flip import are_recognised
-from trimtab.train.log import LEAVING_SECONDS, Clock
+from trimtab.train.log import LEAVING_SECONDS, SAVED_BYTES, SAVING_SECONDS, Clock
 from trimtab.train.loop import evaluate, train_network
 from trimtab.train.run import train
 from trimtab.train.settings import resolve_batch_size
@@ -98,6 +99,27 @@ def test_time_for_two_looks_is_kept_once_there_is_something_to_compare_with() ->
     assert resumed.reserved == clock.reserved
 
 
+def test_the_end_is_told_from_some_of_valid_in_both_precisions(
+    tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(network: nn.Module, autocast: Any = nullcontext) -> Any:
+        seconds = 4e-4 if autocast is nullcontext else 2e-4
+        return lambda pixels: time.sleep(seconds * len(pixels))
+
+    monkeypatch.setattr(loop, "network_call", slow)
+    network, clock = nn.Linear(1000, 150), Clock(50.0)
+    settings = SimpleNamespace(precision="bf16", autocast=lambda: nullcontext())
+    loop.expect_end(clock, network, tiny_dataset, settings)  # type: ignore[arg-type]
+    samples = len(tiny_dataset.splits["valid"])
+    assert clock.exact == pytest.approx(2.0, rel=0.3)
+    assert clock.evaluations == [pytest.approx(2e-4 * samples, rel=0.3)]
+    assert clock.saving == pytest.approx(SAVING_SECONDS + 4 * 150_150 / SAVED_BYTES)
+    assert clock.reserved >= clock.exact * clock.evaluations[0] + clock.saving
+    untold = Clock(None)
+    loop.expect_end(untold, network, tiny_dataset, settings)  # type: ignore[arg-type]
+    assert untold == replace(Clock(None), started=untold.started)
+
+
 def test_a_look_is_the_last_where_no_other_would_fit() -> None:
     clock = Clock(100.0, exact=2.0, earlier=60.0)
     clock.reserve(10.0)
@@ -119,7 +141,7 @@ def test_a_training_with_one_look_makes_it_in_fp32_and_only_once(
     recipe = tiny_recipe.override(train__epochs=epochs, train__precision="bf16")
     run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
     assert len(kept) == looks
-    assert kept[-1] in ((), (nullcontext,))
+    assert kept[-1] == ((nullcontext,) if epochs == 1 else ())
     found = run.measured("accuracy")
     assert found is not None
     assert found["value"] == real(load(run), tiny_dataset).accuracy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cache
 
@@ -53,11 +54,13 @@ class Compiled:
 def leave_compiler_unloaded() -> None:
     """Let optimizers be made, saved and loaded without torch's compiler, which loads for seconds.
 
-    Torch (2.15) loads it at the first call of some of their methods, which it has wrapped for that,
-    to mark them as not to be compiled. Nothing here compiles them.
+    Torch (2.15) loads it at the first call of these methods, which it has wrapped for that, to mark
+    them as not to be compiled. Nothing here compiles them. Where it is loaded nothing is changed.
     """
-    for method in vars(torch.optim.Optimizer).values():
-        plain = getattr(method, "__wrapped__", None)
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if plain is not None:
             plain.__dict__.setdefault(DISABLED, plain)
 

@@ -25,7 +25,7 @@ from trimtab.plan.candidates import LATENCY_SECONDS
 from trimtab.plan.screen import Screened
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run, update_facts
-from trimtab.train.log import SAVING_SECONDS
+from trimtab.train.log import SAVED_BYTES, SAVING_SECONDS
 
 EVALUATIONS = 3  # of valid per training: the network, its file for parity, its file for the table
 REPORT_SECONDS = 3.0
@@ -83,7 +83,8 @@ class Contest:
         assert found is not None
         epoch = len(self.dataset.splits["train"]) / (found.images_per_second or 1e-9)
         looks = 2 * len(self.dataset.splits["valid"]) * (found.p50_ms or 0.0)
-        return PROBE_SECONDS + epoch + looks / 1000 + SAVING_SECONDS
+        saving = SAVING_SECONDS + (found.size_bytes or 0) / SAVED_BYTES
+        return PROBE_SECONDS + epoch + looks / 1000 + saving
 
     def reserve(self, member: Member) -> float:
         """Return the seconds kept for a member's export, parity, scores and latency.

@@ -77,6 +77,7 @@ class Keeper:
         clock, best, plateau = self.clock, self.best, self.settings.plateau
         return {
             "step": clock.step, "epoch": clock.epoch, "seconds": clock.seconds,
+            "total_steps": clock.total_steps,
             "log": self.log.facts(), "micro_batch": self.settings.micro_batch,
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark},
             "average": self.settings.average.facts(), "scale": self.settings.scale.facts(),
@@ -94,6 +95,8 @@ class Keeper:
         clock.step, clock.epoch, clock.earlier = facts["step"], facts["epoch"], facts["seconds"]
         best.accuracy, best.epoch = facts["best"]["accuracy"], facts["best"]["epoch"]
         best.mark = facts["best"]["mark"]
+        if facts.get("total_steps", clock.total_steps) != clock.total_steps:
+            best.epoch = clock.epoch  # more epochs are asked for, with patience anew
         best.weights = found.tensors("best") if "best" in found.groups else {}
         self.log.restore(facts["log"])
         self.settings.micro_batch = facts["micro_batch"]

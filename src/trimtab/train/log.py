@@ -83,12 +83,17 @@ class Clock:
         look = median(self.evaluations or [0.0])
         return self.progress >= 1 or self.seconds + look >= self.budget_seconds - self.reserved
 
+    @property
+    def is_up(self) -> bool:
+        """Whether a budget is."""
+        return self.budget_seconds is not None and self.progress >= 1
+
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Learn from the evaluation inside the block what the last ones will take."""
+    def evaluating(self, *, exactly: bool = False) -> Iterator[None]:
+        """Learn from the evaluation inside the block, in fp32 or not, what the last ones take."""
         started = time.monotonic()
         yield
-        self.reserve(time.monotonic() - started)
+        self.reserve((time.monotonic() - started) / (self.exact if exactly else 1.0))
 
     def reserve(self, evaluation_seconds: float) -> None:
         """Keep time for what comes after the last step: evaluations, saving, a command's exit.
@@ -138,6 +143,10 @@ class Best:
     mark: float = -1.0
     weights: dict[str, Tensor] = field(default_factory=dict)
     scores: Scores | None = None
+
+    def is_stale(self, epoch: int, patience: int) -> bool:
+        """Return whether after `epoch` looks the last gain is as far back as that."""
+        return epoch - self.epoch >= patience
 
     def offer(self, scores: Scores, network: nn.Module, epoch: float) -> None:
         """Keep these weights if none were better; raises DivergedError for outputs such as NaN."""

@@ -27,6 +27,7 @@ from trimtab.train.update import train_step
 
 PROBED = 16  # samples, by which is told how many more may be judged to tell how long all take
 EXPECTING = 0.01  # of a budget, to tell how long an evaluation takes
+EXPECTING_SECONDS = 2.0  # at the most
 
 
 @dataclass
@@ -61,7 +62,7 @@ def train_network(
     seed_everything(seed)
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
-    steps, stalled = len(feed), False
+    steps = len(feed)
     clock.total_steps, clock.sides = steps * recipe.train.epochs, settings.resolution
     if budget_seconds is None:
         log.pace(steps, clock.total_steps)
@@ -72,7 +73,8 @@ def train_network(
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
     ):  # fmt: skip
         expect_end(clock, network, dataset, settings)
-        for epoch in range(clock.epoch, recipe.train.epochs):
+        stalled = best.is_stale(clock.epoch, recipe.train.patience)
+        for epoch in range(clock.epoch, recipe.train.epochs if not stalled else 0):
             settings.freeze.train_mode()
             ending = False
             for batch in feed.epoch(epoch, clock.step - epoch * steps):
@@ -91,14 +93,14 @@ def train_network(
                     kept.save(last=ending)
                 if ending:
                     break
-            only = not best.weights and (clock.is_last or stop.requested)
-            with settings.average.applied(network), clock.evaluating():
+            only = not best.weights and (ending or clock.is_last)
+            with settings.average.applied(network), clock.evaluating(exactly=only):
                 scores = judge(network, dataset, settings, best, at=clock.step / steps, only=only)
             log.epoch(clock, clock.step / steps, scores)
             settings.observe(scores.accuracy)
             clock.epoch += 1
-            stalled = clock.step / steps - best.epoch >= recipe.train.patience
-            if (stalled or stop.requested) and not ending:
+            stalled = best.is_stale(clock.epoch, recipe.train.patience)
+            if (stalled or stop.requested or clock.is_up) and not ending:
                 kept.save(last=True)
             if ending or clock.progress >= 1 or stop.requested or stalled:
                 break
@@ -140,10 +142,11 @@ def expect_end(clock: Clock, network: nn.Module, dataset: Dataset, settings: Set
     """Tell the clock of a training with a budget how long evaluations and saving will take."""
     if clock.budget_seconds is None:
         return
-    share = EXPECTING * clock.budget_seconds
+    share = min(EXPECTING_SECONDS, EXPECTING * clock.budget_seconds)
     look = evaluation_seconds(network, dataset, settings.autocast, share)
     if settings.precision != "fp32":
-        clock.exact = evaluation_seconds(network, dataset, nullcontext, share) / look
+        exact = evaluation_seconds(network, dataset, nullcontext, share)
+        clock.exact = max(1.0, exact / look)  # it may have waited for a disk, which this did not
     held = network.state_dict().values()
     clock.saving += sum(one.numel() * one.element_size() for one in held) / SAVED_BYTES
     clock.reserve(look)
