@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,13 @@ def test_a_stop_between_the_last_step_of_an_epoch_and_its_look_changes_no_bit(
         stop_at(next(row["step"] for row in whole.metrics if "epoch" in row))
         with pytest.raises(Interrupted):
             train(tiny_dataset, recipe=recipe, out=tmp_path / "parts", seed=3)
+        looks, real = [], loop.evaluate
+        patch.setattr(loop, "evaluate", lambda *words: looks.append(words[2:]) or real(*words))
         patch.setattr(keep, "tell_changes", lambda _: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(Interrupted):
             resume(tmp_path / "parts", data=tiny_dataset)
+        assert looks[0] != (nullcontext,), "what is kept of this look is not to be in fp32"
+        assert len(looks) == 2
     parts = resume(tmp_path / "parts", data=tiny_dataset)
     assert_same(whole, parts)
 
