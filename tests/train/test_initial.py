@@ -16,6 +16,7 @@ from trimtab.models.build import Network, build
 from trimtab.records.recipe import read_recipe
 from trimtab.train.initial import pass_on, set_first_weights, whiten
 from trimtab.train.run import train
+from trimtab.train.settings import resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +86,14 @@ def test_choice_that_a_layer_follows_is_taken(
     change: dict[str, Any], tiny_dataset: Any, tiny_recipe: Any
 ) -> None:
     network = Network(tiny_dataset.schema, flat(nn.BatchNorm1d(16)))
-    set_first_weights(network, tiny_dataset.splits["train"], tiny_recipe.override(**change))
+    recipe = tiny_recipe.override(**change)
+    set_first_weights(network, tiny_dataset.splits["train"], recipe)
+    settings = resolve(network, tiny_dataset, recipe, None)
+    settings.freeze.train_mode()
+    norm, rates = network.body[2], [one["rate"] for one in settings.optimizer.param_groups]
+    heard = {"model__freeze_norms": not norm.training, "model__norm_momentum": norm.momentum,
+             "train__bias_rate": max(rates)}  # fmt: skip
+    assert {name: heard[name] for name in change} == change
 
 
 def test_biases_of_a_frozen_layer_hear_their_rate(tiny_dataset: Any, tiny_recipe: Any) -> None:
@@ -93,6 +101,9 @@ def test_biases_of_a_frozen_layer_hear_their_rate(tiny_dataset: Any, tiny_recipe
     network.body[1].weight.requires_grad_(False)
     recipe = tiny_recipe.override(train__bias_rate=4.0)
     set_first_weights(network, tiny_dataset.splits["train"], recipe)
+    groups = resolve(network, tiny_dataset, recipe, None).optimizer.param_groups
+    (fast,) = (group for group in groups if group["rate"] == 4.0)
+    assert [id(one) for one in fast["params"]] == [id(network.body[1].bias)]
 
 
 def test_training_with_a_choice_that_no_layer_follows_leaves_no_run(
