@@ -17,6 +17,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
+    patch.setattr("trimtab.models.kernels.LEAST", 1)  # the tests' features are few
     patch.setenv("TRIMTAB_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()

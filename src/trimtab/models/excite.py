@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trimtab.models.averaged import MapAverage
-from trimtab.models.kernels import bfloat, call, has_rows, like, suits
+from trimtab.models.kernels import bfloat, call, has_rows, is_taken, like, suits
 
 # The parts of a block between the means and the gate, by the full name of its class.
 PARTS = {
@@ -31,7 +31,7 @@ class Excite(nn.Module):
         gate = MapAverage.apply(features)
         for part in self.between:
             gate = self.get_submodule(part)(gate)
-        if gate.shape != (*features.shape[:2], 1, 1) or not suits(gate):
+        if gate.shape != (*features.shape[:2], 1, 1) or not is_taken(gate):
             return features * gate  # type: ignore[no-any-return]
         return Gated.apply(features, gate)  # type: ignore[no-any-return]
 

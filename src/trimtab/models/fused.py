@@ -142,7 +142,8 @@ class Activation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features to the same shape."""
-        if self.training and suits(features):
+        pays = self.behind == GELU or features.dtype != torch.float32  # torch's others are as fast
+        if self.training and pays and suits(features):
             return Activated.apply(features, None, self.behind, self.in_place)  # type: ignore[no-any-return]
         return super().forward(features)  # type: ignore[no-any-return]
 

@@ -14,6 +14,7 @@ from trimtab.machine.native import load
 SOURCES = Path(__file__).parent / "native"
 NUMBERS = (torch.float32, torch.bfloat16)
 PLAIN = (Tensor, nn.Parameter)  # others may have no memory of their own
+LEAST = 2**17  # numbers: with fewer, a call from Python costs more than the C++ gains
 
 Value = Tensor | float | tuple[int, ...] | None
 
@@ -30,7 +31,12 @@ def why_not() -> str:
 
 
 def suits(features: Tensor) -> bool:
-    """Return whether the C++ takes features: numbers on a processor, without gaps in memory."""
+    """Return whether the C++ takes features, and they are enough to gain by it."""
+    return features.numel() >= LEAST and is_taken(features)
+
+
+def is_taken(features: Tensor) -> bool:
+    """Return whether the C++ takes a tensor: numbers on a processor, without gaps in memory."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from trimtab.errors import DivergedError
@@ -164,8 +163,8 @@ class Best:
 class Log:
     """Writes the step and epoch log: every so many steps, or twice a second where `every` is 0.
 
-    `total` is the sum of the losses of this epoch's `samples`, which stays on the device until the
-    epoch ends; `rate` is the learning rate of the last step.
+    `total` is the sum of the losses of this epoch's `samples`, which stays on a graphics processor
+    until the epoch ends; `rate` is the learning rate of the last step.
     """
 
     run: Run | None
@@ -174,7 +173,7 @@ class Log:
     every: int = 0
     samples: int = 0
     rate: float = 0.0
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    total: float | Tensor = 0.0
     last: float = 0.0
     forecast: Forecast = field(default_factory=Forecast)
     loss: float = math.nan
@@ -199,7 +198,8 @@ class Log:
         self.rate = rate
         self.images += samples
         self.samples += samples
-        self.total = self.total.to(loss.device).add_(loss, alpha=samples)
+        value = loss.item() if loss.device.type == "cpu" else loss.double()
+        self.total = self.total + samples * value
 
     def step(self, clock: Clock, loss: float) -> None:
         """Log one step."""
@@ -209,22 +209,22 @@ class Log:
 
     def epoch(self, clock: Clock, epoch: float, scores: Scores) -> None:
         """Log the end of an epoch, with the mean loss of its samples, and begin the next."""
-        mean = self.total.item() / max(1, self.samples)
+        mean = float(self.total) / max(1, self.samples)
         self.write({"step": clock.step, "epoch": round(epoch, 3), "valid_accuracy": scores.accuracy,
                     "train_loss": round(mean, 6), "lr": self.rate,
                     "seconds": round(clock.seconds, 3)})  # fmt: skip
-        self.samples, self.total = 0, torch.zeros_like(self.total)
+        self.samples, self.total = 0, 0.0
 
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that an epoch in work goes on to the same mean."""
         return {"images": self.images, "samples": self.samples, "rate": self.rate,
-                "total": self.total.item(), "eta": dict(self.forecast.told)}  # fmt: skip
+                "total": float(self.total), "eta": dict(self.forecast.told)}  # fmt: skip
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Go on from what `facts` returned."""
         self.images, self.samples, self.rate = facts["images"], facts["samples"], facts["rate"]
         self.since, self.forecast.told = (self.since[0], self.images), facts["eta"]
-        self.total = torch.full_like(self.total, facts["total"])
+        self.total = facts["total"]
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row and show it to the observer."""

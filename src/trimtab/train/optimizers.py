@@ -118,11 +118,14 @@ class InOrder(torch.optim.Adam):
     ) -> Any:
         """Gather what the step works on, as torch does, and look at it as lines of numbers."""
         found = super()._init_group(group, params, grads, *states)  # type: ignore[no-untyped-call]
+        if all(map(Tensor.is_contiguous, (*params, *grads))):
+            return found
         for row, parameter in enumerate(params):
+            if parameter.is_contiguous() and grads[row].is_contiguous():
+                continue
             own = [one for one in states if row < len(one) and one[row].shape == parameter.shape]
-            turned = not (parameter.is_contiguous() and grads[row].is_contiguous())
             alike = all(one[row].stride() == parameter.stride() for one in own)
-            if turned and alike and is_dense(parameter):
+            if alike and is_dense(parameter):
                 for one in (params, grads, *own):
                     one[row] = in_order(one[row], parameter)
         return found

@@ -28,7 +28,6 @@ class Scale:
         self.found = torch.zeros((), device=device)
         self.inverse = torch.full((), 1 / factor, device=device)
 
-    @torch.no_grad()
     def unscale(self, tensors: list[Tensor]) -> bool:
         """Divide the tensors by the factor in place; return whether all values are finite.
 

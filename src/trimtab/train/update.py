@@ -43,7 +43,8 @@ def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Cloc
         undo()
     if not is_finite(value, batch, settings, clock.step + 1):
         return value
-    l1_penalty(settings.weights, settings.regularize.l1)
+    if settings.regularize.l1 > 0:
+        l1_penalty(settings.weights, settings.regularize.l1)
     clip(settings.parameters, norm=settings.regularize.clip_norm,
          value=settings.regularize.clip_value)  # fmt: skip
     settings.optimizer.step()
