@@ -139,7 +139,8 @@ def shrink(settings: Settings, error: RuntimeError) -> None:
 
 def accumulate(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
     """Add the gradients of all passes of a batch and return its loss, both times the scale."""
-    settings.optimizer.zero_grad(set_to_none=True)
+    for parameter in settings.parameters:  # as zero_grad does, without its bookkeeping
+        parameter.grad = None
     forward, total = settings.compiled or network, None
     for part, share in passes(batch, settings.micro_batch, settings.class_weights):
         with settings.autocast():
