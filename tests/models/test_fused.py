@@ -402,3 +402,22 @@ def test_networks_of_timm_give_the_same_loss_and_gradients(name: str) -> None:
     torch.testing.assert_close(got[0], wanted[0], rtol=1e-4, atol=1e-4 * spread(wanted[0]))
     one, other = (torch.cat([each.flatten() for each in found[1:]]) for found in (got, wanted))
     assert (one - other).norm() <= 1e-3 * other.norm()  # a few ReLUs near 0 go the other way
+
+
+@pytest.mark.parametrize(("kind", "numbers", "dtype", "quick"), [
+    (nn.GELU, 2**17, torch.float32, True), (nn.GELU, 2**17 - 1, torch.float32, False),
+    (nn.ReLU, 2**17, torch.float32, False), (nn.ReLU, 2**17, torch.bfloat16, True),
+])  # fmt: skip
+def test_few_features_and_what_torch_does_as_fast_are_left_to_torch(
+    kind: Any, numbers: int, dtype: Any, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "LEAST", 2**17)
+    monkeypatch.setattr(fused, "IN_FP32", (fused.GELU,))
+    called: list[str] = []
+    real = fused.call
+    monkeypatch.setattr(fused, "call", lambda name, *rest: called.append(name) or real(name, *rest))
+    features = torch.randn(numbers, dtype=dtype)
+    network = nn.Sequential(kind())
+    with quick_layers(network):
+        network(features.requires_grad_()).sum().backward()
+    assert bool(called) is quick

@@ -21,6 +21,7 @@ KINDS = {
     "timm.layers.activations.GELU": GELU, "timm.layers.activations.Swish": SILU,
     "timm.layers.activations.HardSwish": HARDSWISH,
 }  # fmt: skip
+IN_FP32 = (GELU,)  # alone and in fp32, torch's others are as fast
 
 
 class Normed(torch.autograd.Function):
@@ -142,7 +143,7 @@ class Activation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features to the same shape."""
-        pays = self.behind == GELU or features.dtype != torch.float32  # torch's others are as fast
+        pays = self.behind in IN_FP32 or features.dtype != torch.float32
         if self.training and pays and suits(features):
             return Activated.apply(features, None, self.behind, self.in_place)  # type: ignore[no-any-return]
         return super().forward(features)  # type: ignore[no-any-return]
