@@ -312,6 +312,14 @@ def test_a_command_ends_after_threads_handlers_and_output_but_takes_nothing_apar
     assert not Path(folder).exists()
 
 
+@pytest.mark.parametrize("watch", ["sys.setprofile(lambda *_: None)", "sys.ps1 = '>'"])
+def test_a_command_that_is_watched_ends_as_python_does(watch: str) -> None:
+    code = ENDING.format(code="3").replace("cli.command()", f"{watch}\ncli.command()")
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=False)
+    assert done.returncode == 3
+    assert "torn down" in done.stdout
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
 def test_output_that_cannot_be_written_is_no_success() -> None:
     words = [sys.executable, "-c", "from trimtab import cli\ncli.main = lambda: print('x')\n"

@@ -93,7 +93,8 @@ def leave(error: TrimtabError, code: int) -> NoReturn:
 def end_at_once(end: SystemExit) -> NoReturn:
     """End the process as `end` says, after all threads, exit handlers and output, and no more.
 
-    Python would take every module apart first, which lasts 1.3 s where torch and timm are loaded.
+    Python would take every module apart first, for a second where torch and timm are loaded
+    (`benchmarks/startup.py`).
     What cannot be written, and a code that is a text, are left to Python to tell, and everything
     where a debugger, a profiler or an interactive Python runs the command.
     """

@@ -120,6 +120,26 @@ def test_the_end_is_told_from_some_of_valid_in_both_precisions(
     assert untold == replace(Clock(None), started=untold.started)
 
 
+def test_a_look_in_fp32_counts_as_one_in_the_precision_of_the_training() -> None:
+    clock = Clock(100.0, exact=4.0)
+    with clock.evaluating(exactly=True):
+        time.sleep(0.4)
+    with clock.evaluating():
+        time.sleep(0.1)
+    assert clock.evaluations == [pytest.approx(0.1, rel=0.5)] * 2
+
+
+def test_a_first_reading_that_waits_for_a_disk_does_not_make_fp32_the_quicker_one(
+    tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([10.0, 2.0])
+    monkeypatch.setattr(loop, "evaluation_seconds", lambda *_: next(seconds))
+    settings, clock = SimpleNamespace(precision="bf16", autocast=nullcontext), Clock(50.0)
+    loop.expect_end(clock, nn.Linear(2, 2), tiny_dataset, settings)  # type: ignore[arg-type]
+    assert clock.exact == 1.0
+    assert clock.evaluations == [10.0]
+
+
 def test_a_look_is_the_last_where_no_other_would_fit() -> None:
     clock = Clock(100.0, exact=2.0, earlier=60.0)
     clock.reserve(10.0)

@@ -67,9 +67,9 @@ def leave_compiler_unloaded() -> None:
 
 @cache
 def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Return an optimizer of torch whose steps do without its compiler, too.
+    """Return a class of torch's optimizers with steps that do not load torch's compiler, either.
 
-    Torch (2.15) loads it to tell it of each step that it would be in the way of.
+    Torch (2.15) loads it around each `step` to break a graph there, should one be compiled.
     """
     step = torch.no_grad()(inspect.unwrap(kind.step))
     return type(kind.__name__, (kind,), {"step": step, "__doc__": kind.__doc__})

@@ -21,7 +21,7 @@ KINDS = {
     "timm.layers.activations.GELU": GELU, "timm.layers.activations.Swish": SILU,
     "timm.layers.activations.HardSwish": HARDSWISH,
 }  # fmt: skip
-IN_FP32 = (GELU,)  # alone and in fp32, torch's others are as fast
+IN_FP32 = (GELU,)  # what is quick alone in fp32, too: torch's others are as fast there
 
 
 class Normed(torch.autograd.Function):

@@ -84,7 +84,7 @@ class Clock:
 
     @property
     def is_up(self) -> bool:
-        """Whether a budget is."""
+        """Whether there is a budget, and it is over."""
         return self.budget_seconds is not None and self.progress >= 1
 
     @contextmanager
