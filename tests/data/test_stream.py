@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trimtab.data import cache, pictures, reader, streamed
+from trimtab.data import cache, pictures, reader, store, streamed
 from trimtab.data.dataset import Batch, Dataset, dataset_of, open_dataset
 from trimtab.data.feed import Feed
 from trimtab.data.pictures import Pictures
@@ -279,6 +279,32 @@ def test_arrays_cannot_stream_and_say_so(noise: Any) -> None:
     x, y = np.stack([noise(seed) for seed in range(20)]), np.arange(20) % 2
     with pytest.raises(DataError, match="in memory already"):
         open_dataset((x, y), Recipe().override(data__storage="stream"))
+
+
+def test_pictures_are_moved_by_one_thread_while_others_decode(
+    jpegs: Photos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = opened(jpegs({"a": 5, "b": 5})).splits["train"]
+    seen, mirrored, floats = [], store.mirrored, Tensor.float
+
+    def watched(change: Any) -> Any:
+        def counted(pixels: Tensor, *others: Any) -> Tensor:
+            seen.append((change.__name__, torch.get_num_threads()))
+            return change(pixels, *others)
+
+        return counted
+
+    monkeypatch.setattr(store, "mirrored", watched(mirrored))
+    monkeypatch.setattr(Tensor, "float", watched(floats))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        feed = Feed(split, CROPS, batch_size=4, seed=0, classes=2)
+        for _ in feed.epoch(0):
+            assert torch.get_num_threads() == 2  # those who train have all of them
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {("mirrored", 1), ("float", 1)}
 
 
 def test_nothing_decoded_is_kept(jpegs: Photos, apart: Path) -> None:

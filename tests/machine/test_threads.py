@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from trimtab.machine import processor
 from trimtab.machine.processor import core_count, quota, siblings, thread_count
-from trimtab.machine.threads import SPINS, calm_threads
+from trimtab.machine.threads import SPINS, calm_threads, single_thread
 
 
 @pytest.fixture
@@ -73,6 +75,29 @@ def test_threads_wait_a_little_unless_the_user_chose_how(
     monkeypatch.delenv("OMP_WAIT_POLICY")
     calm_threads()
     assert os.environ["GOMP_SPINCOUNT"] == str(SPINS)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Three threads compute in torch, whatever the processor has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_single_thread_gives_way_to_as_many_as_before() -> None:
+    with single_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_failure_leaves_the_threads_as_they_were() -> None:
+    with pytest.raises(ZeroDivisionError), single_thread():
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 3
 
 
 def test_siblings_are_read_from_the_system(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trimtab.data.draw import Draw
 from trimtab.data.mixing import mix
 from trimtab.data.store import Store
 from trimtab.data.warp import blank_
+from trimtab.machine.threads import single_thread
 from trimtab.records.sections import AugmentSection
 
 CHUNK_BYTES = 6_000_000  # uint8 pixels moved at once, enough that the cost per call is little
@@ -89,11 +90,10 @@ class Feed:
 
     def floats(self, pixels: Tensor) -> Tensor:
         """Return pixels as float32, by this thread alone where the other cores are decoding."""
-        if pixels.device.type != "cpu" or self.store.reader is None:
+        if self.store.reader is None:
             return pixels.float()
-        found = torch.empty(pixels.shape)
-        np.copyto(found.numpy(), pixels.numpy())
-        return found
+        with single_thread():
+            return pixels.float()
 
     def mixed(self, batches: Iterator[Batch], epoch: int) -> Iterator[Batch]:
         """Blend the samples within each batch."""

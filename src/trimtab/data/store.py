@@ -14,6 +14,7 @@ from trimtab.data.draw import Draw
 from trimtab.data.pictures import Pictures
 from trimtab.data.reader import Reader
 from trimtab.data.warp import Moves, Places, mirrored, moved, places, widened
+from trimtab.machine.threads import single_thread
 
 MOST_BYTES = 1_000_000_000
 SHARE = 4  # at most one part in so many of the memory
@@ -81,7 +82,9 @@ class Store:
             return
         for draw, pixels in self.reader.read(draws):
             there = draw.to(self.device)
-            yield there, self.moved(pixels.to(self.device), there)
+            with single_thread():  # the others are decoding
+                changed = self.moved(pixels.to(self.device), there)
+            yield there, changed
 
     def loaded(self, draw: Draw) -> Tensor:
         """Return pictures that are in memory, or mapped."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from trimtab.machine.processor import thread_count
 
@@ -25,3 +27,19 @@ def calm_threads() -> None:
     threads = thread_count()
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Let torch compute on the calling thread alone, where the other cores have work of their own.
+
+    There the threads of one operation would wait for the last of them to get a core.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
