@@ -40,10 +40,12 @@ SETTINGS = ("model.name=cnn_small", "train.epochs=4", "train.average=ema", "mode
 TIMED = {"seconds", "time", "train_seconds", "images_per_second", "eta", "eta_error",
          "step_seconds", "compile_seconds", "compiled"}  # fmt: skip
 TOLD = {"ledger_bytes", "resumed"}  # what a run says of its breaks
+COUNTED = ("kills", "runs", "resumed", "equal", "leftovers")
 MOST_KILLS_OF_A_CHAIN = 5
 NOTES = """`trimtab train` on 200 handwritten digits, killed, then repeated or resumed in turns
-until done. `equal` compares each tensor of the last checkpoint (weights, optimizer, average, best,
-random numbers), the weights file, the facts, the recipe, the log and the ledger, all but durations;
+until done, the last time always from the newest whole checkpoint; `resumed` are the runs that had
+one. `equal` compares each tensor of the last checkpoint (weights, optimizer, average, best, random
+numbers), the weights file, the facts, the recipe, the log and the ledger, all but durations;
 `leftovers` are temporary files."""
 Kill = Callable[[int], None]
 
@@ -69,6 +71,16 @@ class Place:
         """Return the command of an attempt: the same one, or `resume` every other time."""
         begun = (self.run / "run.json").exists()
         return ["resume", str(self.run)] if begun and attempt % 2 else self.train()
+
+    def newest_step(self) -> list[int]:
+        """Return the step of the newest whole checkpoint, if there is one."""
+        folder = self.run / "checkpoints"
+        folders = step_folders(folder) if folder.is_dir() else []
+        return [Checkpoint(path).step for path in folders if not faults(path)][:1]
+
+    def resumed(self) -> list[int]:
+        """Return the steps from which the run says it went on."""
+        return list(Run(self.run).facts.get("resumed", []))
 
 
 def fork(words: list[str], place: Place, prepare: Callable[[], None]) -> int:
@@ -97,15 +109,22 @@ def ended(child: int) -> int:
 
 
 def chain(place: Place, kills: Iterator[tuple[Callable[[], None], Kill]]) -> int:
-    """Run a command, killed and begun again, until it is done; return how often it was killed."""
+    """Run a command, killed and begun again, until it is done; return how often it was killed.
+
+    The attempt that comes to the end must have gone on from the newest whole checkpoint: a training
+    from the beginning would end as the whole one, too.
+    """
     for attempt in range(1000):
         if attempt and place.finished():
             return attempt  # killed after its last word
         prepare, kill = next(kills, (nothing, nothing_to))
+        newest = place.newest_step()
         child = fork(place.again(attempt), place, prepare)
         kill(child)
         status = ended(child)
         if status == 0:
+            if place.resumed()[-1:] != newest:
+                raise SystemExit(f"it went on from steps {place.resumed()}, the last was {newest}")
             return attempt
         if status != -signal.SIGKILL:
             text = place.run.with_suffix(".log").read_text("utf-8")
@@ -140,20 +159,34 @@ def at_failpoint(name: str, count: int) -> Iterator[tuple[Callable[[], None], Ki
 
 def in_evaluation(number: int, after: bool) -> Iterator[tuple[Callable[[], None], Kill]]:
     """Kill before or after an evaluation is done, and before it is written down."""
+    yield lambda: watch_evaluations(number, after), nothing_to
+
+
+def watch_evaluations(number: int, after: bool) -> list[int]:
+    """Die before or after this evaluation of the process; return where they are counted."""
+    real, seen = loop.evaluate, [0]
+
+    def evaluate(*given: Any, **named: Any) -> Any:
+        seen[0] += 1
+        found = real(*given, **named) if after or seen[0] != number else None
+        if seen[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    loop.evaluate = evaluate
+    return seen
+
+
+def evaluations_of(place: Place) -> int:
+    """Run a command; return how many evaluations it did, those of a trial of mirroring first."""
+    told = place.run.with_suffix(".evaluations")
 
     def prepare() -> None:
-        real, seen = loop.evaluate, [0]
+        seen = watch_evaluations(0, after=False)
+        at_end(lambda: told.write_text(str(seen[0])))
 
-        def evaluate(*given: Any, **named: Any) -> Any:
-            seen[0] += 1
-            found = real(*given, **named) if after or seen[0] != number else None
-            if seen[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return found
-
-        loop.evaluate = evaluate
-
-    yield prepare, nothing_to
+    chain(place, iter([(prepare, nothing_to)]))
+    return int(told.read_text())
 
 
 def warm_up(place: Place) -> None:
@@ -278,7 +311,7 @@ class Judge:
         self.whole = self.place("whole")
         warm_up(self.place("first"))
         started = time.monotonic()
-        chain(self.whole, iter(()))
+        self.evaluations = evaluations_of(self.whole)
         self.seconds = time.monotonic() - started
 
     def place(self, name: str) -> Place:
@@ -292,10 +325,10 @@ class Judge:
         killed = chain(place, kills)
         wrong = differences(self.whole.run, place.run)
         left = leftovers(place.run)
-        row = self.rows.setdefault(kind, {"where": kind, "kills": 0, "runs": 0, "equal": 0,
-                                          "leftovers": 0})  # fmt: skip
+        row = self.rows.setdefault(kind, {"where": kind, **dict.fromkeys(COUNTED, 0)})
         row["kills"] += killed
         row["runs"] += 1
+        row["resumed"] += bool(place.resumed())
         row["equal"] += not wrong
         row["leftovers"] += len(left)
         if wrong or left:
@@ -322,7 +355,8 @@ def main() -> None:
             count = passes_of(name, judge.place(f"count-{name}"))
             for one in chosen_passes(count, dice, options.last):
                 judge.try_out(name, at_failpoint(name, one))
-        for number in range(1, 7, 1 if options.last > 1 else 5):
+        looks = judge.evaluations  # of the trial, of the epochs and the last one, in fp32
+        for number in range(1, looks + 1) if options.last > 1 else (1, looks - 1, looks):
             for after in (False, True):
                 judge.try_out("evaluation", in_evaluation(number, after))
     finish(list(judge.rows.values()), judge.bad, print_only=options.print_only)
@@ -330,7 +364,7 @@ def main() -> None:
 
 def finish(rows: list[dict[str, Any]], bad: list[str], *, print_only: bool) -> None:
     """Print or record the table."""
-    total = {key: sum(row[key] for row in rows) for key in ("kills", "runs", "equal", "leftovers")}
+    total = {key: sum(row[key] for row in rows) for key in COUNTED}
     rows.append({"where": "all", **total})
     if print_only:
         print(json.dumps(rows))

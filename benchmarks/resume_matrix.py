@@ -21,6 +21,7 @@ from kill_and_resume import differences, write_digits
 from trimtab.data.dataset import open_dataset
 from trimtab.errors import Interrupted
 from trimtab.records.recipe import Recipe
+from trimtab.records.run import Run
 from trimtab.train import loop
 from trimtab.train.run import resume, train
 
@@ -91,8 +92,18 @@ def one_cell(data: Any, folder: Path, cell: dict[str, Any]) -> list[str]:
         with signal_at(cell["stopped"], number, steps, trial):
             stopped(data, recipe, parts, number)
     resume(parts, data=data)
-    found = differences(whole, parts)
-    return [name for name in found if name != "ledger.jsonl"]  # a break has rows of its own
+    found = [name for name in differences(whole, parts) if name != "ledger.jsonl"]
+    return found + not_resumed(Run(parts), cell)  # a break has rows of its own in the ledger
+
+
+def not_resumed(run: Run, cell: dict[str, Any]) -> list[str]:
+    """Return what is missing where a training began anew after a break: its end is the same.
+
+    A break in the trial of mirroring comes before there is a checkpoint.
+    """
+    steps = run.facts.get("resumed", [])
+    wanted = 1 if cell["with"] == "flip by trial" else 2
+    return [] if len(steps) == wanted else [f"resumed from {steps}, wanted {wanted} of them"]
 
 
 def stopped(data: Any, recipe: Recipe, out: Path, number: int) -> None:

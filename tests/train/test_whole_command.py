@@ -57,6 +57,7 @@ def test_killed_commands_that_are_repeated_or_resumed_end_as_the_whole_one() -> 
     total = kills("--kills", "4", "--last", "1", "--failpoints", "file.before_rename")[-1]
     assert total["kills"] >= 10
     assert total["equal"] == total["runs"]
+    assert total["resumed"] > 0
     assert total["leftovers"] == 0
 
 
