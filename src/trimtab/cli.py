@@ -318,6 +318,8 @@ def command() -> None:
         main()
     except SystemExit as end:
         end_at_once(end)
+    except KeyboardInterrupt:  # once more, while it was told how it ends
+        end_at_once(SystemExit(EXIT_INTERRUPTED))
     end_at_once(SystemExit(0))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import sys
 import threading
 from typing import Any, NoReturn
@@ -94,19 +95,21 @@ def end_at_once(end: SystemExit) -> NoReturn:
     """End the process as `end` says, after all threads, exit handlers and output, and no more.
 
     Python would take every module apart first, for a second where torch and timm are loaded
-    (`benchmarks/startup.py`).
+    (`benchmarks/startup.py`). A Ctrl-C now does not wait for a save on its way, and is no error.
     What cannot be written, and a code that is a text, are left to Python to tell, and everything
     where a debugger, a profiler or an interactive Python runs the command.
     """
     watched = sys.gettrace() or sys.getprofile() or hasattr(sys, "ps1") or sys.flags.interactive
-    if watched or not isinstance(end.code, int | None):
+    code = 0 if end.code is None else end.code
+    if watched or not isinstance(code, int):
         raise end
     try:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
         sys.stdout.flush()
         threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its own
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-    except (OSError, ValueError, AttributeError, KeyboardInterrupt):
+    except (OSError, ValueError, AttributeError):
         raise end from None
-    os._exit(end.code or 0)
+    os._exit(code)

@@ -9,13 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.resume_matrix import AXES, cells, matrix, one_cell
+from benchmarks.resume_matrix import AXES, cells, differences, matrix, one_cell
 from trimtab.errors import BusyError, MachineError, UsageError
 from trimtab.machine import failpoints
 from trimtab.machine.progress import OUTPUT
@@ -30,8 +32,8 @@ QUICK = ("model.name=cnn_small", "train.epochs=2", "augment.flip=false", "train.
 OUTCOMES = {-signal.SIGKILL, 128 + signal.SIGKILL}
 
 
-def command(data: Path, out: Path) -> list[str]:
-    chosen = [word for one in QUICK for word in ("--set", one)]
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    chosen = [word for one in (*QUICK, *more) for word in ("--set", one)]
     return [sys.executable, "-m", "trimtab", "train", str(data), *chosen, "--out", str(out)]
 
 
@@ -40,8 +42,12 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*prefix, *words], text=True, check=False, capture_output=True, timeout=200,
-        env={**os.environ, "TRIMTAB_FAILPOINT": failpoint, "OMP_NUM_THREADS": "1"},
+        env=surroundings(TRIMTAB_FAILPOINT=failpoint),
     )  # fmt: skip
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
 def kills(*options: str) -> list[dict[str, Any]]:
@@ -95,6 +101,84 @@ def test_a_break_in_every_cell_of_the_matrix_changes_no_bit(
         assert one_cell(tiny_dataset, tmp_path, cell) == []
     finally:
         torch.set_num_threads(1)
+
+
+# Signals from outside
+
+
+LONG = ("train.epochs=25", "train.patience=25")  # so that a signal meets a living process
+
+
+@pytest.fixture(scope="module")
+def whole_run(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a long command that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "r"
+    done = run_command(command(digits_folder, out, *LONG))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def processes_of(session: int) -> list[int]:
+    """Return the processes of a session, zombies included."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            if int(path.read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(int(path.parent.name))
+    return found
+
+
+def signalled(
+    words: list[str], out: Path, signals: list[int], pause: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a training in a session of its own; signal it after two epochs, till it is gone."""
+    log = out.with_suffix(".log")
+    with open(log, "w") as file:
+        process = subprocess.Popen(words, stderr=file, stdout=file, start_new_session=True,
+                                   env=surroundings(PYTHONHASHSEED="1"))  # fmt: skip
+    try:
+        wait_for_epochs(out / "metrics.jsonl", process)
+        assert process.pid in processes_of(process.pid)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(pause)
+        process.wait(timeout=60)
+        assert processes_of(process.pid) == []
+    finally:
+        process.kill()
+        process.wait()
+    return subprocess.CompletedProcess(words, process.returncode, "", log.read_text("utf-8"))
+
+
+def wait_for_epochs(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return when a training has logged two epochs."""
+    while not path.exists() or path.read_text("utf-8").count("valid_accuracy") < 2:
+        assert process.poll() is None, "it ended before its second epoch"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("signals", "pause", "code"), [
+    pytest.param([signal.SIGINT], 0, 130, id="ctrl-c"),
+    pytest.param([signal.SIGINT] * 2, 0.1, 130, id="twice"),
+    pytest.param([signal.SIGINT] * 10, 0.1, 130, id="ten-times"),
+    pytest.param([signal.SIGINT] * 10, 0.01, 130, id="held-down"),
+    pytest.param([signal.SIGTERM], 0, 75, id="sigterm"),
+])  # fmt: skip
+def test_a_command_that_is_sent_signals_ends_at_once_and_goes_on_as_the_whole_one(
+    signals: list[int], pause: float, code: int, digits_folder: Path, whole_run: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    out = tmp_path / "r"
+    done = signalled(command(digits_folder, out, *LONG), out, signals, pause)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    words = [sys.executable, "-m", "trimtab", "resume", str(out)]
+    again = subprocess.run(words, text=True, check=False, capture_output=True, timeout=200,
+                           env=surroundings(PYTHONHASHSEED="2"))  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert Run(out).facts["resumed"]
+    found = differences(whole_run, out)
+    assert [name for name in found if name != "ledger.jsonl"] == []  # a stop has rows of its own
 
 
 def test_every_test_that_the_page_names_exists() -> None:
