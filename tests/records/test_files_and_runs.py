@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,7 @@ from trimtab.records.files import (
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import (
     hide_home,
-    new_name,
+    list_runs,
     open_run,
     start_run,
     update_facts,
@@ -167,10 +169,17 @@ def test_environment_holds_no_absolute_path(
     assert read_json(run.path / "environment.json")["command"] == command
 
 
-def test_names_of_runs_made_in_the_same_second_differ() -> None:
-    names = {new_name("猫/<dog>") for _ in range(20)}
-    assert len(names) > 15
-    assert all("/" not in name and "<" not in name for name in names)
+def test_runs_begun_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = itertools.cycle(["00aa", "00ab", "00aa", *(f"{number:04x}" for number in range(20))])
+    monkeypatch.setattr(secrets, "token_hex", lambda _: next(drawn))
+    for _ in range(20):
+        start_run(None, kind="train", label="猫/<dog>", recipe=Recipe(), seed=0)
+    runs = list_runs("runs")
+    assert len(runs) == 20
+    assert all("<" not in run.name for run in runs)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from trimtab.errors import MachineError, UsageError
+from trimtab.errors import DivergedError, MachineError, UsageError
 from trimtab.machine import failpoints
 from trimtab.train import steps
 from trimtab.train.checkpoint import Checkpoint, Checkpoints
@@ -185,15 +186,28 @@ def tensors_of_any_kind(draw: st.DrawFn) -> Tensor:
     return flat.view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    fine = {"mask": torch.tensor([-torch.inf, 0.0]), "none": torch.empty(0), "n": torch.tensor(3)}
+    spoiled = torch.ones(3, 4, dtype=dtype)
+    spoiled[1, 2] = torch.nan
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, {"weights": fine}, {})
+        checkpoints.save(2, {"weights": {**fine, "w": spoiled}}, {})
+        with pytest.raises(DivergedError, match="step 2: NaN in w; not kept"):
+            checkpoints.wait()
+    assert names(tmp_path / "c") == ["step-00000001"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(KEYS, tensors_of_any_kind(), max_size=5))
 def test_any_tensors_come_back_bit_for_bit(tensors: dict[str, Tensor]) -> None:
     with tempfile.TemporaryDirectory() as place:
         with Checkpoints(Path(place) / "c") as checkpoints:
-            checkpoints.save(1, {"weights": tensors}, {})
+            checkpoints.save(1, {"any": tensors}, {})
             found = checkpoints.newest()
         assert found is not None
-        kept = found.tensors("weights")
+        kept = found.tensors("any")
         assert kept.keys() == tensors.keys()
         assert all(same(kept[name], tensors[name]) for name in tensors)
         assert names(Path(place) / "c") == ["step-00000001"]
@@ -267,6 +281,38 @@ def test_a_damaged_file_is_named_and_the_previous_checkpoint_is_used(
     assert len(after.warnings) == 1
     assert f"step-00000002 ({name}: " in after.warnings[0]
     assert "going on from step-00000001" in after.warnings[0]
+
+
+def refuse(path: Path, **_: Any) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+
+def test_a_disk_that_cannot_read_the_newest_is_told_and_the_previous_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        save(checkpoints, 1, 2)
+    real = steps.sha256_file
+    monkeypatch.setattr(steps, "sha256_file",
+                        lambda path: (refuse if "00002" in str(path) else real)(path))  # fmt: skip
+    after = Checkpoints(tmp_path / "c")
+    assert_is(after.newest(), 1)
+    assert "Input/output error" in after.warnings[0]
+
+
+@pytest.mark.parametrize("read", [lambda one: one.tensors("weights"), lambda one: one.facts],
+                         ids=["tensors", "facts"])  # fmt: skip
+def test_a_disk_that_fails_after_the_check_is_an_error_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Checkpoint], Any]
+) -> None:
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        save(checkpoints, 1)
+        found = checkpoints.newest()
+    assert found is not None
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(MachineError, match=r"cannot read .*Input/output error"):
+        read(found)
 
 
 def test_any_flipped_bit_of_the_manifest_is_found(tmp_path: Path) -> None:

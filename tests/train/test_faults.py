@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,12 +15,14 @@ import torch
 from trimtab.data.dataset import Batch
 from trimtab.data.feed import Feed
 from trimtab.errors import DivergedError, Interrupted, Preempted
-from trimtab.machine.progress import clock as shown
+from trimtab.machine import progress
+from trimtab.machine.progress import OUTPUT
 from trimtab.models import quick
 from trimtab.models.build import load
 from trimtab.records.recipe import read_recipe
 from trimtab.records.run import Run, list_runs
 from trimtab.train import loop
+from trimtab.train.checkpoint import Checkpoints
 from trimtab.train.log import Clock, Log
 from trimtab.train.run import resume, train
 
@@ -92,10 +95,17 @@ def test_a_number_that_is_none_stops_on_a_step_that_is_not_logged_and_names_samp
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Log, "due", lambda log, step: False)
+    monkeypatch.setattr(Checkpoints, "due", lambda kept: True)  # one at every step
     spoil(where, monkeypatch)
     recipe = tiny_recipe.override(**PLAIN)
     with pytest.raises(DivergedError, match=r"step 4: .* not finite, with train samples \d+"):
         train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    with Checkpoints(tmp_path / "r" / "checkpoints") as kept:
+        newest = kept.newest()
+    assert newest is not None
+    assert newest.step == (2 if where == "weights" else 3)
+    assert all(one.isfinite().all() for group in newest.groups
+               for one in newest.tensors(group).values())  # fmt: skip
 
 
 def test_outputs_that_are_no_numbers_never_become_the_best(
@@ -112,7 +122,7 @@ def test_outputs_that_are_no_numbers_never_become_the_best(
 
     monkeypatch.setattr(loop, "train_step", step)
     recipe = tiny_recipe.override(**{**PLAIN, "train__average": "none", "train__batch_size": 32})
-    with pytest.raises(DivergedError, match="not finite"):
+    with pytest.raises(DivergedError, match="outputs on valid are not finite"):
         train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
     assert list_runs(tmp_path) == []
 
@@ -121,19 +131,26 @@ def test_outputs_that_are_no_numbers_never_become_the_best(
 
 
 def test_a_wall_clock_that_jumps_changes_neither_order_nor_result(
-    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     recipe = tiny_recipe.override(**PLAIN, train__checkpoint_seconds=1e-6)
     steady = train(tiny_dataset, recipe=recipe, out=tmp_path / "steady")
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     real, jumps = time.time, iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: real() + (-86_400, 31_536_000)[next(jumps) % 2])
     run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
     assert run.weights.read_bytes() == steady.weights.read_bytes()
     assert min(row["seconds"] for row in run.metrics) >= 0
-    for path in (run.path / "checkpoints").iterdir():
-        os.utime(path, (0, 0) if "27" in path.name else None)
-    assert resume(run, data=tiny_dataset, epochs=4).facts["epochs"] == 4
-    assert shown(0) == "0s"
+    left = re.findall(r"· (\S+) left", capsys.readouterr().err)
+    assert len(left) >= 3
+    assert all(re.fullmatch(r"\?|(\d+h)?(\d+m)?(\d+s)?", text) for text in left), left
+    older, newest = sorted((run.path / "checkpoints").iterdir())
+    os.utime(newest, (0, 0))
+    assert older.name < newest.name
+    assert resume(run, data=tiny_dataset, epochs=4).facts["resumed"] == [int(newest.name[-8:])]
 
 
 def test_forecasts_of_the_end_are_scored_in_the_ledger(tiny_run: Run) -> None:

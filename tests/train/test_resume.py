@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from trimtab.data import reader
 from trimtab.errors import DivergedError, Interrupted, MachineError, Preempted, UsageError
-from trimtab.machine import compiled
+from trimtab.machine import compiled, failpoints
 from trimtab.machine.progress import OUTPUT
 from trimtab.records.finding import Finding
 from trimtab.records.run import Run, open_run, update_facts
@@ -189,12 +191,43 @@ def test_a_streamed_training_stopped_in_an_epoch_resumes_to_the_same_bits(
 def test_sigterm_saves_and_says_so_with_its_own_exit_code(
     tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
 ) -> None:
+    recipe = recipe_of(tiny_recipe)
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole")
     stop_at(2, signal.SIGTERM)
     with pytest.raises(Preempted, match="resume") as caught:
-        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
     assert caught.value.exit_code == 75
     run = resume(tmp_path / "r", data=tiny_dataset)
-    assert run.facts["status"] == "finished"
+    assert run.facts["resumed"] == [2]
+    assert_same(whole, run)
+
+
+def test_five_breaks_with_other_threads_and_intervals_change_no_bit_and_skip_no_sample(
+    digits_folder: Path, tiny_recipe: Any, tmp_path: Path, stop_at: Stop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    recipe = recipe_of(tiny_recipe, data__storage="stream", augment__crop=0.5)
+    whole = train(digits_folder, recipe=recipe, out=tmp_path / "whole", seed=3)
+    seen, real = [], loop.train_step
+
+    def watched(network: Any, batch: Any, *others: Any) -> Any:
+        seen.extend(batch.ids.tolist())
+        return real(network, batch, *others)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    often = recipe.override(train__checkpoint_seconds=1e-6)
+    for threads in (1, 4, 2, 3, 1):
+        monkeypatch.setattr(reader, "core_count", lambda count=threads: count)
+        stop_at(4)
+        with pytest.raises(Interrupted):
+            train(digits_folder, recipe=often, out=tmp_path / "parts", seed=3)
+    parts = resume(tmp_path / "parts")
+    assert parts.facts["resumed"] == [4, 8, 12, 16, 20]
+    count = sum(parts.data["counts"]["train"].values())
+    assert [sorted(seen[at : at + count]) for at in range(0, len(seen), count)] == EPOCHS * [
+        list(range(count))
+    ]
+    assert_same(whole, parts)
 
 
 def test_the_same_command_again_resumes_and_another_one_is_refused(
@@ -213,6 +246,11 @@ def test_the_same_command_again_resumes_and_another_one_is_refused(
         train(tiny_dataset, recipe=recipe, out=out, budget="10m")
     with pytest.raises(UsageError, match=r"train.precision is 'fp32', got 'auto'"):
         train(tiny_dataset, recipe=recipe.override(train__precision="auto"), out=out)
+    with pytest.raises(UsageError, match=r"model.name is 'cnn_small', got 'cnn_medium'"):
+        train(tiny_dataset, recipe=recipe.override(model__name="cnn_medium"), out=out)
+    pixels = np.array(tiny_dataset.splits["train"].inputs)
+    with pytest.raises(UsageError, match=r"data is '\w+', got '\w+'"):
+        train((pixels, tiny_dataset.splits["train"].targets), recipe=recipe, out=out)
     assert train(tiny_dataset, recipe=recipe, out=out).facts["status"] == "finished"
     with pytest.raises(UsageError, match="already holds a run"):
         train(tiny_dataset, recipe=recipe, out=out)
@@ -354,14 +392,75 @@ def test_what_the_recipe_demands_and_what_is_here_is_kept(
     assert possible(tiny_recipe.override(**demanded), demanded) == demanded
 
 
-def test_moved_run_resumes(
+def test_a_moved_and_a_copied_run_resume_to_the_same_bits(
+    digits_folder: Path, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    whole = train(digits_folder, recipe=recipe_of(tiny_recipe), out=tmp_path / "whole")
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(digits_folder, recipe=recipe_of(tiny_recipe), out=tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "far" / "copied")
+    shutil.move(tmp_path / "here", tmp_path / "moved")
+    for run in (resume(tmp_path / "moved"), resume(tmp_path / "far" / "copied")):
+        assert run.facts["resumed"] == [4]
+        assert_same(whole, run)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_bits(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    recipe = recipe_of(tiny_recipe, train__checkpoint_seconds=1e-6)
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole")
+    stop_at(5)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    older, newest = sorted((tmp_path / "r" / "checkpoints").iterdir())
+    content = bytearray((newest / "optimizer.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(content)
+    run = resume(tmp_path / "r", data=tiny_dataset)
+    assert run.facts["resumed"] == [int(older.name[-8:])]
+    assert_same(whole, run)
+
+
+def test_a_save_for_which_there_is_no_room_is_told_and_costs_the_training_nothing(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    recipe = recipe_of(tiny_recipe, train__checkpoint_seconds=1e-6)
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole")
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    failpoints.arm("checkpoint.before_manifest:2:enospc")
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert "No space left on device" in capsys.readouterr().err
+    assert_same(whole, run)
+
+
+def test_a_log_for_which_there_is_no_room_ends_the_training_which_goes_on_to_the_same_bits(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_recipe, train__checkpoint_seconds=1e-6)
+    whole = train(tiny_dataset, recipe=recipe, out=tmp_path / "whole")
+    failpoints.arm("log.before_row:9:enospc")
+    with pytest.raises(MachineError, match="No space left") as caught:
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert caught.value.exit_code == 6
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert run.facts["resumed"]
+    assert_same(whole, run)
+
+
+def test_a_broken_off_run_that_lost_its_checkpoints_is_not_begun_anew_in_silence(
     tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
 ) -> None:
     stop_at(4)
     with pytest.raises(Interrupted):
-        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "here")
-    shutil.move(tmp_path / "here", tmp_path / "there")
-    assert resume(tmp_path / "there", data=tiny_dataset).facts["status"] == "finished"
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "checkpoints")
+    weights = (tmp_path / "r" / "weights.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe), out=tmp_path / "r")
+    assert (tmp_path / "r" / "weights.safetensors").read_bytes() == weights
 
 
 def test_damaged_checkpoints_are_never_passed_over_in_silence(

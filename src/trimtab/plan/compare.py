@@ -30,8 +30,8 @@ from trimtab.records.finding import warn
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     Run,
+    folder_for,
     label_of,
-    new_name,
     require_no_run,
     require_seed,
     reserved,
@@ -93,7 +93,7 @@ def require_comparable(recipe: Recipe, members: list[Member], seed: int, seeds: 
 @contextmanager
 def placed(out: str | Path | None, label: str) -> Iterator[Path]:
     """Hold a new run folder, or that of a comparison to go on with."""
-    path = Path(out) if out is not None else Path("runs") / new_name(label)
+    path = folder_for(out, label)
     with reserved(path):
         if is_run(path):
             facts = Run(path).facts

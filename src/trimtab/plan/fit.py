@@ -30,8 +30,8 @@ from trimtab.records.finding import warn
 from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     Run,
+    folder_for,
     label_of,
-    new_name,
     require_no_run,
     reserved,
     start_run,
@@ -65,7 +65,7 @@ def fit(
     goal, left = parse_target(target), Budget(parse_duration(budget))
     chosen = as_recipe(recipe)
     require_parts(chosen)
-    path = Path(out) if out is not None else Path("runs") / new_name(label_of(data))
+    path = folder_for(out, label_of(data))
     with stoppable(), reserved(path):
         require_no_run(path)
         dataset = open_dataset(data, chosen, seed=seed)

@@ -169,7 +169,7 @@ def start_run(
     `out` is the folder itself; None makes `runs/<date>-<label>-<hex>`. `more` are facts of the
     kind. The facts come last: a folder without them is none, whatever killed its process.
     """
-    path = Path(out) if out is not None else Path("runs") / new_name(label)
+    path = folder_for(out, label)
     require_seed(seed)
     require_own_folder(path)
     require_no_run(path)
@@ -254,6 +254,15 @@ def update_facts(run: Run, **facts: Any) -> None:
 def relative(target: Path, start: Path) -> str:
     """Return `target` relative to the folder `start`, with forward slashes."""
     return Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
+
+
+def folder_for(out: str | Path | None, label: str) -> Path:
+    """Return the folder of a run: `out`, or one in `runs` that is not there yet."""
+    if out is not None:
+        return Path(out)
+    while (path := Path("runs") / new_name(label)).exists():
+        continue  # two of one minute may be given the same name
+    return path
 
 
 def new_name(label: str) -> str:

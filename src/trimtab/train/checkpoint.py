@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,15 +25,16 @@ from typing import Any, Self
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from trimtab.errors import MachineError, TrimtabError, UsageError
+from trimtab.errors import DivergedError, MachineError, TrimtabError, UsageError
 from trimtab.machine.folders import free_bytes
 from trimtab.machine.progress import say
 from trimtab.records.files import explained, make_folder, read_json, sync_folder, way_out
-from trimtab.train.snapshot import Copy, Groups, safetensors_of, take, total_bytes
+from trimtab.train.snapshot import Copy, Groups, safetensors_of, take, total_bytes, with_nan
 from trimtab.train.steps import discard, faults, order_of, publish, remove_leftovers, step_folders
 
 STATE = "state.json"
 SUFFIX = ".safetensors"
+WEIGHTS, FEW = "weights", 3
 MISSES = 3
 ROOM = 2  # free space wanted before the first save, in checkpoints
 
@@ -50,8 +52,9 @@ class Checkpoint:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The plain facts it was saved with."""
-        facts: dict[str, Any] = read_json(self.path / STATE)
+        """The plain facts it was saved with; raises MachineError where they cannot be read."""
+        with readable(self.path / STATE) as path:
+            facts: dict[str, Any] = read_json(path)
         return facts
 
     @property
@@ -60,11 +63,27 @@ class Checkpoint:
         return sorted(path.name.removesuffix(SUFFIX) for path in self.path.glob("*" + SUFFIX))
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """Return the tensors of `group` in host memory; raises UsageError where there is none."""
+        """Return the tensors of `group` in host memory.
+
+        Raises UsageError where there is none, MachineError where it cannot be read.
+        """
         if group not in self.groups:
             raise UsageError(f"{self.path.name} holds no '{group}', only {self.groups}",
                              "resume with the recipe of the run")  # fmt: skip
-        return load_tensors((self.path / (group + SUFFIX)).read_bytes())
+        with readable(self.path / (group + SUFFIX)) as path:
+            return load_tensors(path.read_bytes())
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[Path]:
+    """Turn an OSError on a file of a checkpoint into a MachineError that says what to do."""
+    try:
+        yield path
+    except OSError as error:
+        raise MachineError(
+            f"cannot read {path}: {error.strerror or error}",
+            "try again, or delete this checkpoint to go on from the one before it",
+        ) from error
 
 
 class Checkpoints:
@@ -117,8 +136,9 @@ class Checkpoints:
 
         Both may change as soon as this returns. An earlier save is waited for. A save that failed
         for the disk is told once, here or in `wait`; after three in a row MachineError is raised,
-        as it is before the first one where there is no room. Raises UsageError for tensors and
-        ValueError or TypeError for facts (NaN is none) that cannot be stored.
+        as it is before the first one where there is no room. One whose `weights` hold NaN is not
+        kept, and DivergedError raised, here at the next save or in `wait`. Raises UsageError for
+        tensors and ValueError or TypeError for facts (NaN is none) that cannot be stored.
         """
         assert all(group.isidentifier() for group in tensors), list(tensors)
         self._land()
@@ -174,6 +194,10 @@ class Checkpoints:
 
     def _persist(self, step: int, content: bytes) -> None:
         """Write the copies; runs beside the training."""
+        spoiled = with_nan(self._copies[WEIGHTS].tensors) if WEIGHTS in self._copies else []
+        if spoiled:
+            raise DivergedError(f"step {step}: NaN in {', '.join(spoiled[:FEW])}; not kept",
+                                "resume goes on from the checkpoint before it")  # fmt: skip
         files = {group + SUFFIX: safetensors_of(one) for group, one in self._copies.items()}
         self._sweep(publish(self.folder, step, {**files, STATE: [content]}))
 

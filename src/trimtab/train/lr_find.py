@@ -17,7 +17,7 @@ from trimtab.machine.interrupt import stoppable, stopped
 from trimtab.records.files import make_folder, write_json, write_text
 from trimtab.records.finding import warn
 from trimtab.records.recipe import Recipe, as_recipe
-from trimtab.records.run import new_name, require_seed
+from trimtab.records.run import folder_for, require_seed
 from trimtab.report.rates import rate_picture
 from trimtab.train.initial import first_network
 from trimtab.train.run import with_model
@@ -147,7 +147,7 @@ def lr_find(
         dataset = open_dataset(data, recipe, seed=seed)
         warn(dataset.findings)
         recipe = with_model(recipe, dataset.schema, model)
-        path = make_folder(Path(out) if out is not None else Path("runs") / new_name("lr-find"))
+        path = make_folder(folder_for(out, "lr-find"))
         with generators_restored(), filled_or_gone(path):
             swept = swept_by(dataset, recipe, model, steps=steps, seed=seed)
         found = found_in(swept, recipe, path, seed=seed)

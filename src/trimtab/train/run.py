@@ -28,8 +28,8 @@ from trimtab.records.recipe import Recipe, as_recipe
 from trimtab.records.run import (
     LEDGER,
     Run,
+    folder_for,
     label_of,
-    new_name,
     open_run,
     require_no_run,
     require_seed,
@@ -65,7 +65,7 @@ def train(
     """
     recipe, started = as_recipe(recipe), began()
     seconds = parse_duration(budget) if budget is not None else None
-    path = Path(out) if out is not None else Path("runs") / new_name(label_of(data))
+    path = folder_for(out, label_of(data))
     require_seed(seed)
     with stoppable(), reserved(path):
         require_unfinished(path)
@@ -138,8 +138,9 @@ def again(
 ) -> None:  # fmt: skip
     """Resume an unfinished run by the command that began it, `spent` seconds after it was called.
 
-    Raises UsageError for another command.
+    Raises UsageError for another command, and where an ended run has lost its checkpoints.
     """
+    require_resumable(run, None)
     require_same(run, dataset, recipe, seed=seed, budget=budget)
     found = run.recipe.override(model__pretrained=recipe.model.pretrained)  # with its whole path
     go_on(run, dataset, found, model=model, spent=spent)

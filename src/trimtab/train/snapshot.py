@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,6 +62,13 @@ def take(groups: Groups, old: Mapping[str, Copy]) -> dict[str, Copy]:
     if any(one.is_cuda for one in sources):
         torch.cuda.synchronize()
     return copies
+
+
+def with_nan(tensors: Tensors) -> list[str]:
+    """Return the names of those tensors in host memory that hold a NaN, by this thread alone."""
+    real = {name: one for name, one in tensors.items() if one.is_floating_point() and one.numel()}
+    wide = {name: one if one.itemsize > 2 else one.float() for name, one in real.items()}
+    return [name for name, one in wide.items() if np.isnan(one.numpy().min())]
 
 
 def alike(target: Tensor, source: Tensor) -> bool:
