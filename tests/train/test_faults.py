@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,16 @@ def test_the_end_is_told_by_the_work_that_growing_pictures_leave() -> None:
 # What each recipe computes
 
 GOLDEN_TORCH = "2.15"
+ORDER = "e34188db17d2588b"
+LINEAR = [0.12, 0.08, 0.04]
+ONE_CYCLE = [0.04, 0.93301270189, 0.37059047745]  # of the peak
 GOLDEN = {
-    "quick": [2.305026, 2.29907, 2.310407],
-    "images": [2.304864, 2.298768, 2.295375],
-    "cifar10": [2.306671, 4.213064, 5.493332],
-    "cifar10_94": [2.343546, 17.550737],  # the third differs by 0.2 % between instruction sets
-    "transfer": [2.302585, 2.340637, 2.372898],
+    "quick": ([2.305026, 2.29907, 2.310407], [0.003 * one for one in ONE_CYCLE]),
+    "images": ([2.304864, 2.298768, 2.295375], [0.003 * one for one in ONE_CYCLE]),
+    "cifar10": ([2.306671, 4.213064, 5.493332], LINEAR),
+    # the third differs by 0.2 % between instruction sets
+    "cifar10_94": ([2.343546, 17.550737], LINEAR),
+    "transfer": ([2.302585, 2.340637, 2.372898], [0.001 * one for one in ONE_CYCLE]),
 }  # fmt: skip
 
 
@@ -186,11 +191,11 @@ GOLDEN = {
 def test_a_recipe_computes_the_losses_it_did(
     name: str, tiny_dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses of the first steps, to a thousandth, by torch's own layers.
+    """Losses and rates of the first steps, by torch's own layers, and which samples they had.
 
-    A processor adds up in its own order, which moves the sixth digit here. A changed draw, order
-    of samples, initial value, rate or loss moves the second. Where a change is meant, the numbers
-    are recorded anew.
+    A processor adds up in its own order, which moves the sixth digit of a first loss, and later
+    ones by up to a thousandth. A changed draw, initial value or loss moves more of the first one;
+    rates and samples are the same everywhere. Where a change is meant, they are recorded anew.
     """
     if not torch.__version__.startswith(GOLDEN_TORCH + "."):
         pytest.skip(f"recorded with torch {GOLDEN_TORCH}, others may draw other numbers")
@@ -199,7 +204,19 @@ def test_a_recipe_computes_the_losses_it_did(
         train__epochs=1, augment__flip=True, train__precision="fp32", train__layout="contiguous",
         train__batch_size=100, model__pretrained="none",
     )  # fmt: skip
+    order, real = blake2b(digest_size=8), loop.train_step
+
+    def watched(network: Any, batch: Batch, *others: Any) -> Any:
+        order.update(batch.ids.numpy().tobytes())
+        return real(network, batch, *others)
+
+    monkeypatch.setattr(loop, "train_step", watched)
     run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r", seed=5)
-    losses = [row["loss"] for row in run.metrics if "loss" in row]
-    assert len(losses) == 3
-    assert losses[: len(GOLDEN[name])] == pytest.approx(GOLDEN[name], rel=1e-3)
+    steps = [row for row in run.metrics if "loss" in row]
+    losses, rates = GOLDEN[name]
+    assert len(steps) == 3
+    found = [row["loss"] for row in steps][: len(losses)]
+    assert found == pytest.approx(losses, rel=1e-3)
+    assert found[0] == pytest.approx(losses[0], rel=1e-5)
+    assert [row["lr"] for row in steps] == pytest.approx(rates, rel=1e-9)
+    assert order.hexdigest() == ORDER
