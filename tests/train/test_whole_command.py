@@ -375,7 +375,7 @@ if "end" in parts:
     ("save", "rename"), ("save", "fsync"), ("save", "unlink,unlinkat"), ("end", "rename"),
     ("end", "fsync"),
 ])  # fmt: skip
-def test_killed_at_every_system_call_of_a_save_and_of_the_end_there_is_the_old_or_the_new(
+def test_killed_at_every_rename_sync_and_deletion_there_is_the_old_or_the_new(
     part: str, calls: str, tmp_path: Path
 ) -> None:
     """The tracer counts the calls of each thread, so that a save and the end are killed apart."""
