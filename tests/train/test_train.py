@@ -120,13 +120,16 @@ def test_the_end_is_told_from_some_of_valid_in_both_precisions(
     assert untold == replace(Clock(None), started=untold.started)
 
 
-def test_a_look_in_fp32_counts_as_one_in_the_precision_of_the_training() -> None:
-    clock = Clock(100.0, exact=4.0)
+def test_a_look_in_fp32_counts_as_one_in_the_precision_of_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, now = Clock(100.0, exact=4.0), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with clock.evaluating(exactly=True):
-        time.sleep(0.4)
+        now[0] += 4.0
     with clock.evaluating():
-        time.sleep(0.1)
-    assert clock.evaluations == [pytest.approx(0.1, rel=0.5)] * 2
+        now[0] += 1.0
+    assert clock.evaluations == [1.0, 1.0]
 
 
 def test_a_first_reading_that_waits_for_a_disk_does_not_make_fp32_the_quicker_one(

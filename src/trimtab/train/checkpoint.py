@@ -197,7 +197,7 @@ class Checkpoints:
         spoiled = with_nan(self._copies[WEIGHTS].tensors) if WEIGHTS in self._copies else []
         if spoiled:
             raise DivergedError(f"step {step}: NaN in {', '.join(spoiled[:FEW])}; not kept",
-                                "resume goes on from the checkpoint before it")  # fmt: skip
+                                "resume goes on from an earlier one, if there is one")  # fmt: skip
         files = {group + SUFFIX: safetensors_of(one) for group, one in self._copies.items()}
         self._sweep(publish(self.folder, step, {**files, STATE: [content]}))
 
