@@ -20,8 +20,9 @@ from trimtab.machine import progress
 from trimtab.machine.progress import OUTPUT
 from trimtab.models import quick
 from trimtab.models.build import load
+from trimtab.records.files import read_json
 from trimtab.records.recipe import read_recipe
-from trimtab.records.run import Run, list_runs
+from trimtab.records.run import LEDGER, METRICS, Run, list_runs
 from trimtab.train import loop
 from trimtab.train.checkpoint import Checkpoints
 from trimtab.train.log import Clock, Log
@@ -126,6 +127,71 @@ def test_outputs_that_are_no_numbers_never_become_the_best(
     with pytest.raises(DivergedError, match="outputs on valid are not finite"):
         train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
     assert list_runs(tmp_path) == []
+
+
+# Logs
+
+
+def watch_syncs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Return the length that each file had when it was last made durable, as it goes on."""
+    durable: dict[str, int] = {}
+    real = os.fsync
+
+    def watched(handle: int) -> None:
+        real(handle)
+        durable[Path(os.readlink(f"/proc/self/fd/{handle}")).name] = os.fstat(handle).st_size
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return durable
+
+
+def test_what_a_checkpoint_or_an_end_tells_of_the_logs_is_durable_before(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable, told = watch_syncs(monkeypatch), []
+    rename, replace = os.rename, os.replace
+
+    def renamed(source: Path, target: Path) -> None:
+        if not str(target).endswith(".tmp"):
+            known = read_json(Path(source) / "state.json")["logged_bytes"]
+            told.append(("checkpoint", known > 0, durable.get(METRICS, 0) >= known))
+        rename(source, target)
+
+    def replaced(source: Path, target: Path) -> None:
+        if Path(target).name == "run.json" and "status" in read_json(Path(source)):
+            told.extend((path.name, path.stat().st_size > 0,
+                         durable.get(path.name) == path.stat().st_size)
+                        for path in Run(tmp_path / "r").logs)  # fmt: skip
+        replace(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "replace", replaced)
+    recipe = tiny_recipe.override(**PLAIN, train__checkpoint_seconds=1e-6)
+    train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert {name for name, *_ in told} == {"checkpoint", LEDGER, METRICS}
+    assert any(filled for name, filled, _ in told if name == "checkpoint")
+    assert all(filled for name, filled, _ in told if name != "checkpoint")
+    assert all(safe for *_, safe in told)
+
+
+@pytest.mark.parametrize("lost", [20, None])
+def test_rows_of_the_log_that_are_lost_are_told_when_it_goes_on(
+    lost: int | None, tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        send_in(patch, "evaluation", signal.SIGTERM)
+        with pytest.raises(Preempted):
+            train(tiny_dataset, recipe=tiny_recipe.override(**PLAIN), out=tmp_path / "r")
+    log = tmp_path / "r" / METRICS
+    left, known = log.read_bytes()[:-lost] if lost else b"", log.stat().st_size
+    log.write_bytes(left)
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    resume(tmp_path / "r", data=tiny_dataset)
+    told = re.findall(r"metrics.jsonl has lost rows: (\S+) bytes, there were (\S+)\n",
+                      capsys.readouterr().err)  # fmt: skip
+    assert told == [(f"{len(left):,}", f"{known:,}")]
+    assert all(line.startswith(b"{") for line in log.read_bytes().splitlines())
 
 
 # Clocks

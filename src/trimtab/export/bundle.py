@@ -27,7 +27,7 @@ from trimtab.records.files import (
     make_folder,
     read_json,
     sha256_file,
-    sync_folder,
+    sync_path,
     write_bytes,
     write_json,
     write_text,
@@ -97,9 +97,9 @@ def staged(final: Path) -> Iterator[Path]:
     try:
         yield folder
         with explained(final):
-            sync_folder(folder)
+            sync_path(folder)
             os.rename(folder, final)
-            sync_folder(final.parent)
+            sync_path(final.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from trimtab.errors import BusyError, MachineError
 from trimtab.machine.failpoints import failpoint
+from trimtab.machine.progress import say
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 LOCK = "run.lock"
@@ -64,7 +65,7 @@ def write_bytes(path: Path, content: bytes) -> None:
                 failpoint("file.before_rename")
                 os.replace(temporary, path)  # before the lock goes with the handle
                 failpoint("file.after_rename")
-            sync_folder(path.parent)
+            sync_path(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -83,9 +84,9 @@ def make_durable(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or deleted inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make a file's content durable, or what was created, renamed or deleted inside a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -130,11 +131,21 @@ def whole_bytes(file: FileIO) -> int:
     return end
 
 
+def sync_logs(paths: Iterable[Path]) -> None:
+    """Make the rows appended so far durable, before something else says that they are there."""
+    for path in paths:
+        if path.exists():
+            sync_path(path)
+
+
 def rewind(path: Path, known: int) -> None:
-    """Cut a log back to the length it had."""
-    if path.exists():
+    """Cut a log back to the length it had; warn where it is shorter than that."""
+    length = length_of(path)
+    if length < known:
+        say(f"warning: {path} has lost rows: {length:,} bytes, there were {known:,}")
+    elif length > known:
         with explained(path):
-            os.truncate(path, min(known, path.stat().st_size))
+            os.truncate(path, known)
 
 
 def length_of(path: Path) -> int:

@@ -28,6 +28,7 @@ from trimtab.records.files import (
     make_folder,
     read_json,
     read_jsonl,
+    sync_logs,
     write_json,
     write_text,
 )
@@ -107,6 +108,11 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The step and epoch log of the training."""
         return read_jsonl(self.path / METRICS)
+
+    @property
+    def logs(self) -> list[Path]:
+        """The files that rows are appended to."""
+        return [self.path / LEDGER, self.path / METRICS]
 
     @property
     def weights(self) -> Path:
@@ -247,7 +253,9 @@ def whole_or_gone(path: Path) -> Iterator[None]:
 
 
 def update_facts(run: Run, **facts: Any) -> None:
-    """Add facts to `run.json` of a run that is still being made."""
+    """Add facts to `run.json` of a run that is still being made; its logs are durable before."""
+    with explained(run.path):
+        sync_logs(run.logs)
     write_json(run.path / "run.json", {**run.facts, **facts})
 
 

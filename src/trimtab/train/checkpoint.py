@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,14 @@ from torch import Tensor
 from trimtab.errors import DivergedError, MachineError, TrimtabError, UsageError
 from trimtab.machine.folders import free_bytes
 from trimtab.machine.progress import say
-from trimtab.records.files import explained, make_folder, read_json, sync_folder, way_out
+from trimtab.records.files import (
+    explained,
+    make_folder,
+    read_json,
+    sync_logs,
+    sync_path,
+    way_out,
+)
 from trimtab.train.snapshot import Copy, Groups, safetensors_of, take, total_bytes, with_nan
 from trimtab.train.steps import discard, faults, order_of, publish, remove_leftovers, step_folders
 
@@ -90,17 +97,21 @@ class Checkpoints:
     """The checkpoints of one training in `folder`; as a block, it ends with all saves done.
 
     One process writes at a time (the lock of the run folder sees to that). `keep` (2 or more) are
-    kept. The copy in host memory is as large as what is saved, and stays for the next save.
+    kept. `logs` are made durable before a checkpoint that tells of their length. The copy in host
+    memory is as large as what is saved, and stays for the next save.
     `warnings` lists what was said: damaged checkpoints, saves that failed.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, every_seconds: float = 60.0) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int = 2, every_seconds: float = 60.0,
+        logs: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
         assert keep >= 2, "the older one must stay until the newer one is proven"
         self.folder = make_folder(folder)
-        self.keep, self.every_seconds = keep, every_seconds
+        self.keep, self.every_seconds, self.logs = keep, every_seconds, logs
         self.warnings: list[str] = []
         with explained(folder):
-            sync_folder(folder.parent)
+            sync_path(folder.parent)
             remove_leftovers(folder)
         self._copies: dict[str, Copy] = {}
         # A thread that waits is handed work at once; starting one would wait for its first steps.
@@ -198,6 +209,7 @@ class Checkpoints:
         if spoiled:
             raise DivergedError(f"step {step}: NaN in {', '.join(spoiled[:FEW])}; not kept",
                                 "resume goes on from an earlier one, if there is one")  # fmt: skip
+        sync_logs(self.logs)
         files = {group + SUFFIX: safetensors_of(one) for group, one in self._copies.items()}
         self._sweep(publish(self.folder, step, {**files, STATE: [content]}))
 

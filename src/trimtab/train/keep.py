@@ -126,7 +126,8 @@ def keeper(
         update_facts(log.run, begun=logged_bytes(log.run), ledger_bytes=known,
                      resolved=resolved(settings), **means_to_compute())  # fmt: skip
     every = recipe.train.checkpoint_seconds
-    with Checkpoints(log.run.path / FOLDER, every_seconds=every) as kept.checkpoints:
+    folder, logs = log.run.path / FOLDER, log.run.logs
+    with Checkpoints(folder, every_seconds=every, logs=logs) as kept.checkpoints:
         found = kept.checkpoints.newest()
         if found is not None:
             kept.restore(found)

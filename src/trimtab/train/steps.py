@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.machine.failpoints import failpoint
-from trimtab.records.files import held, is_abandoned, sha256_file, sync_folder, synced
+from trimtab.records.files import held, is_abandoned, sha256_file, sync_path, synced
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -50,11 +50,11 @@ def publish(folder: Path, step: int, files: Mapping[str, Chunks]) -> Path:
             entries = {name: write_file(staging / name, files[name]) for name in files}
             failpoint("checkpoint.before_manifest")
             write_file(staging / MANIFEST, [sealed(step, entries)])
-            sync_folder(staging)
+            sync_path(staging)
             failpoint("checkpoint.before_rename")
             os.rename(staging, final)
             failpoint("checkpoint.after_rename")
-            sync_folder(folder)
+            sync_path(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return final
