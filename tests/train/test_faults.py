@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from hashlib import blake2b
 from pathlib import Path
@@ -36,6 +37,14 @@ def children() -> list[str]:
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
+def still_working(before: set[threading.Thread]) -> list[str]:
+    """Return the threads begun since `before` that do not end by themselves."""
+    begun = set(threading.enumerate()) - before
+    for thread in begun:
+        thread.join(5)
+    return [thread.name for thread in begun if thread.is_alive()]
+
+
 def send_in(monkeypatch: pytest.MonkeyPatch, place: str, number: int) -> None:
     """Send this process a signal, once, inside an evaluation or while a batch is made."""
     owner, name = {"evaluation": (loop, "evaluate"), "data": (Feed, "epoch")}[place]
@@ -57,15 +66,17 @@ def test_a_signal_in_an_evaluation_or_between_batches_saves_and_the_run_goes_on(
     place: str, number: int, error: type[Exception], tiny_dataset: Any, tiny_recipe: Any,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    recipe = tiny_recipe.override(**PLAIN)
+    recipe, before = tiny_recipe.override(**PLAIN), set(threading.enumerate())
     with monkeypatch.context() as patch:
         send_in(patch, place, number)
         with pytest.raises(error):
             train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert still_working(before) == []
+    assert children() == []
     assert load(Run(tmp_path / "r"))
     run = resume(tmp_path / "r", data=tiny_dataset)
     assert run.facts["status"] == "finished"
-    assert children() == []
+    assert still_working(before) == []
 
 
 # Numbers that are none

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from trimtab.models.build import build, load
 from trimtab.records.run import open_run
 from trimtab.train import loop
 from trimtab.train.flip import are_recognised
-from trimtab.train.log import LEAVING_SECONDS, SAVED_BYTES, SAVING_SECONDS, Clock
+from trimtab.train.log import LEAVING_SECONDS, SAVED_BYTES, SAVING_SECONDS, Best, Clock
 from trimtab.train.loop import evaluate, train_network
 from trimtab.train.run import train
 from trimtab.train.settings import resolve_batch_size
@@ -225,10 +225,17 @@ def test_loss_that_is_no_number_ends_training_with_a_hint(
 
 
 def test_interrupt_saves_the_best_weights_and_says_where(
-    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe.override(train__epochs=100_000, train__patience=100_000)
-    threading.Thread(target=lambda: (time.sleep(3), os.kill(os.getpid(), signal.SIGINT))).start()
+    real, steps = loop.train_step, count(1)
+
+    def step(*given: Any) -> Any:
+        if next(steps) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(Interrupted) as caught:
         train(tiny_dataset, recipe=recipe, budget=60, out=tmp_path / "r")
     run = open_run(tmp_path / "r")
@@ -236,6 +243,27 @@ def test_interrupt_saves_the_best_weights_and_says_where(
     assert str(run.path) in caught.value.message
     assert run.facts["status"] == "interrupted"
     assert evaluate(load(run), tiny_dataset).accuracy == (run.measured("accuracy") or {})["value"]
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_the_end_has_the_best_weights_or_the_last_ones_as_the_recipe_says(
+    restored: bool, tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    looks: list[dict[str, torch.Tensor]] = []
+    real = Best.offer
+
+    def falling(self: Best, scores: Any, network: nn.Module, epoch: float) -> None:
+        looks.append({k: v.clone() for k, v in network.state_dict().items()})
+        real(self, replace(scores, accuracy=0.9 - 0.1 * len(looks)), network, epoch)
+
+    monkeypatch.setattr(Best, "offer", falling)
+    recipe = tiny_recipe.override(train__epochs=3, train__restore_best=restored)
+    ended = load(train(tiny_dataset, recipe=recipe, out=tmp_path / "r")).state_dict()
+    chosen = looks[0 if restored else -1]
+    assert len(looks) == 3
+    assert all(torch.equal(chosen[name], value) for name, value in ended.items())
+    assert not all(torch.equal(looks[0][name], looks[-1][name]) for name in ended)
 
 
 def test_users_own_module_trains_and_is_left_as_it_was(

@@ -233,6 +233,10 @@ class TrainSection(Section):
     min_delta: Number = Field(
         0.0, ge=0, lt=1, description="gain of valid accuracy that counts as better for patience"
     )
+    restore_best: bool = Field(
+        True, description="end with the weights that were best on valid; false: with the last "
+        "ones, which a schedule that comes down to 0 leaves best, whatever a few samples say"
+    )  # fmt: skip
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: the fastest by a short probe; fp16 needs a CUDA device and "
         "scales the loss (Micikevicius et al. 2018)")  # fmt: skip

@@ -130,13 +130,14 @@ class Forecast:
 
 @dataclass
 class Best:
-    """The best weights so far, by accuracy on valid, the later of equals.
+    """The weights to end with: the best so far by accuracy on valid, the later of equals.
 
-    `epoch` is that of the last gain of more than `min_delta`; `scores` are those in fp32, if they
-    are known.
+    Or always the last, where the best are not to be `restored`. `epoch` is that of the last gain of
+    more than `min_delta`; `scores` are those in fp32, if they are known.
     """
 
     min_delta: float = 0.0
+    restored: bool = True
     accuracy: float = -1.0
     epoch: float = 0.0
     mark: float = -1.0
@@ -148,13 +149,16 @@ class Best:
         return epoch - self.epoch >= patience
 
     def offer(self, scores: Scores, network: nn.Module, epoch: float) -> None:
-        """Keep these weights if none were better; raises DivergedError for outputs such as NaN."""
+        """Keep these weights, if they are the ones to end with so far.
+
+        Raises DivergedError for outputs such as NaN.
+        """
         if not np.isfinite(scores.logits).all():
             raise DivergedError(f"epoch {epoch:g}: outputs on valid are not finite",
                                 "lower train.learning_rate (a third is a good try)")  # fmt: skip
         if scores.accuracy > self.mark + self.min_delta:
             self.mark, self.epoch = scores.accuracy, epoch
-        if scores.accuracy >= self.accuracy:
+        if scores.accuracy >= self.accuracy or not self.restored:
             self.accuracy = scores.accuracy
             self.weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
 

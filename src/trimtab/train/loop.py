@@ -32,7 +32,7 @@ EXPECTING_SECONDS = 2.0  # at the most
 
 @dataclass
 class TrainResult:
-    """What a training reached; the network holds its best weights."""
+    """What a training reached; the network holds the weights it ends with."""
 
     scores: Scores
     epochs: float
@@ -48,15 +48,17 @@ def train_network(
     network: nn.Module, dataset: Dataset, recipe: Recipe, run: Run | None, *, seed: int = 0,
     budget_seconds: float | None = None, loss: Loss | None = None, observe: Observe | None = None,
 ) -> TrainResult:  # fmt: skip
-    """Train `network` in place and leave it with the weights that were best on valid.
+    """Train `network` in place and leave it with the weights that were best on valid, or the last.
 
-    Ends after the recipe's epochs, at the end of the budget, after `patience` epochs without a
-    better valid accuracy, or at Ctrl-C or SIGTERM, whichever comes first. Steps and epochs are
-    logged in `run`, where there is one, and it goes on from the newest checkpoint there.
+    `train.restore_best` says which. Ends after the recipe's epochs, at the end of the budget, after
+    `patience` epochs without a better valid accuracy, or at Ctrl-C or SIGTERM, whichever comes
+    first. Steps and epochs are logged in `run`, where there is one, and it goes on from the newest
+    checkpoint there.
     `augment.flip: auto` means off here (`settle_flip` decides it before). Raises DivergedError
     before an update whose loss or gradients are not finite.
     """
-    clock, best, log = Clock(budget_seconds), Best(recipe.train.min_delta), Log(run, observe)
+    clock, log = Clock(budget_seconds), Log(run, observe)
+    best = Best(recipe.train.min_delta, recipe.train.restore_best)
     settings = resolve(network, dataset, recipe, loss, budget_seconds=budget_seconds)
     settings.speed.record(run, settings.device)
     seed_everything(seed)
@@ -121,7 +123,7 @@ def set_rate(settings: Settings, done: float) -> float:
 def judge(
     network: nn.Module, dataset: Dataset, settings: Settings, best: Best, *, at: float, only: bool
 ) -> Scores:
-    """Look at the network, `at` so many epochs, and remember it if it is the best.
+    """Look at the network, `at` so many epochs, and remember it if it is the one to end with.
 
     In the precision of the training, or in fp32 where this is the `only` look there will be: then
     no other is needed at the end.

@@ -197,7 +197,8 @@ def without(seconds: float | None, spent: float) -> float | None:
 def ended(run: Run) -> Run:
     """Return `run`; raises Interrupted or Preempted where a signal ended it."""
     if run.facts["status"] == "interrupted":
-        raise stopped(f"the best weights so far are in {run.path}",
+        best = "best" if run.recipe.train.restore_best else "last"
+        raise stopped(f"the {best} weights so far are in {run.path}",
                       f"go on with `trimtab resume {run.path}`")  # fmt: skip
     return run
 
