@@ -378,9 +378,9 @@ if "end" in parts:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("part", "calls"), [
     ("save", "rename"), ("save", "fsync"), ("save", "unlink,unlinkat"), ("end", "rename"),
-    ("end", "fsync"),
+    ("end", "fsync"), ("save", "mkdir"), ("save", "write"), ("end", "write"),
 ])  # fmt: skip
-def test_killed_at_every_rename_sync_and_deletion_there_is_the_old_or_the_new(
+def test_killed_at_every_write_rename_sync_and_deletion_there_is_the_old_or_the_new(
     part: str, calls: str, tmp_path: Path
 ) -> None:
     """The tracer counts the calls of each thread, so that a save and the end are killed apart."""
