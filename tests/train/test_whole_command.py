@@ -354,11 +354,13 @@ def traced(calls: str, what: str) -> list[str]:
 SAVER = """
 import sys, os, torch
 from pathlib import Path
+from trimtab.machine.progress import OUTPUT
 from trimtab.records.files import write_json
 from trimtab.records.run import Run, update_facts
 from trimtab.models.build import save_weights
 from trimtab.train.checkpoint import Checkpoints
 
+OUTPUT.quiet = False
 folder, step, parts = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 folder.mkdir(exist_ok=True)
 if "save" in parts:
