@@ -133,9 +133,9 @@ def whole_bytes(file: FileIO) -> int:
 
 def sync_logs(paths: Iterable[Path]) -> None:
     """Make the rows appended so far durable, before something else says that they are there."""
-    for path in paths:
-        if path.exists():
-            sync_path(path)
+    there = [path for path in paths if path.exists()]
+    for path in [*there, *{path.parent for path in there}]:  # a new one's name, too
+        sync_path(path)
 
 
 def rewind(path: Path, known: int) -> None:
