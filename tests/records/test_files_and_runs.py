@@ -17,6 +17,7 @@ from trimtab.records.files import (
     locked,
     read_json,
     read_jsonl,
+    sync_logs,
     write_bytes,
     write_json,
 )
@@ -46,6 +47,16 @@ def test_failed_write_leaves_the_old_file_and_no_leftover(
     assert "free some space" in caught.value.hint
     assert read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_rows_of_a_log_are_made_durable_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_jsonl(tmp_path / "a.jsonl", {"n": 1})
+    seen: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda one: seen.append(os.readlink(f"/proc/self/fd/{one}")))
+    sync_logs([tmp_path / "a.jsonl", tmp_path / "none.jsonl"])
+    assert seen == [str(tmp_path / "a.jsonl"), str(tmp_path)]
 
 
 def test_torn_last_line_of_a_log_is_left_out(tmp_path: Path) -> None:

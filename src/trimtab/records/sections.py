@@ -235,7 +235,7 @@ class TrainSection(Section):
     )
     restore_best: bool = Field(
         True, description="end with the weights that were best on valid; false: with the last "
-        "ones, which a schedule that comes down to 0 leaves best, whatever a few samples say"
+        "ones, e.g. where valid is too small to tell epochs apart"
     )  # fmt: skip
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: the fastest by a short probe; fp16 needs a CUDA device and "

@@ -98,8 +98,8 @@ class Checkpoints:
 
     One process writes at a time (the lock of the run folder sees to that). `keep` (2 or more) are
     kept. `logs` are made durable before a checkpoint that tells of their length. The copy in host
-    memory is as large as what is saved, and stays for the next save.
-    `warnings` lists what was said: damaged checkpoints, saves that failed.
+    memory is as large as what is saved, and stays for the next save. `warnings` lists what was
+    said: damaged checkpoints, saves that failed.
     """
 
     def __init__(

@@ -53,9 +53,8 @@ def train_network(
     `train.restore_best` says which. Ends after the recipe's epochs, at the end of the budget, after
     `patience` epochs without a better valid accuracy, or at Ctrl-C or SIGTERM, whichever comes
     first. Steps and epochs are logged in `run`, where there is one, and it goes on from the newest
-    checkpoint there.
-    `augment.flip: auto` means off here (`settle_flip` decides it before). Raises DivergedError
-    before an update whose loss or gradients are not finite.
+    checkpoint there. `augment.flip: auto` means off here (`settle_flip` decides it before). Raises
+    DivergedError before an update whose loss or gradients are not finite.
     """
     clock, log = Clock(budget_seconds), Log(run, observe)
     best = Best(recipe.train.min_delta, recipe.train.restore_best)
