@@ -22,12 +22,13 @@ from trimtab.machine.progress import OUTPUT
 from trimtab.models import quick
 from trimtab.models.build import load
 from trimtab.records.files import read_json
-from trimtab.records.recipe import read_recipe
+from trimtab.records.recipe import Recipe, read_recipe
 from trimtab.records.run import LEDGER, METRICS, Run, list_runs
 from trimtab.train import loop
 from trimtab.train.checkpoint import Checkpoints
 from trimtab.train.log import Clock, Log
 from trimtab.train.run import resume, train
+from trimtab.train.update import costs_of_steps
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PLAIN = {"train__epochs": 3, "train__layout": "contiguous", "train__average": "ema"}
@@ -240,13 +241,33 @@ def test_forecasts_of_the_end_are_scored_in_the_ledger(tiny_run: Run) -> None:
 
 
 def test_the_end_is_told_by_the_work_that_growing_pictures_leave() -> None:
-    clock = Clock(None, total_steps=100, step=50, sides=(0.5, 1.0))
+    clock = Clock(None, total_steps=100, step=50, costs=((0.0, 0.25), (0.5, 1.0)))
     assert clock.done == pytest.approx(0.25 / 1.25)
     clock.step = 75
     assert clock.done == pytest.approx((0.25 + 0.5) / 1.25)
     clock.step = 100
     assert clock.done == pytest.approx(1)
     assert Clock(None, total_steps=100, step=50).done == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sides", "sharp", "wanted"),
+    [
+        ((), {}, ((0, 1),)),
+        ((0.5, 1.0), {}, ((0, 0.25), (0.5, 1))),
+        ((), {"sharpness": 0.1}, ((0, 2),)),
+        ((0.5, 1.0), {"sharpness": 0.1, "sharpness_start": 0.5, "sharpness_share": 0.25},
+         ((0, 0.25), (0.5, 1.25))),
+        ((0.5, 1.0), {"sharpness": 0.1, "sharpness_start": 0.8, "sharpness_share": 0.25},
+         ((0, 0.25), (0.5, 1), (0.8, 1.25))),
+    ],
+)  # fmt: skip
+def test_steps_cost_by_their_pixels_and_passes(
+    tiny_recipe: Recipe, sides: Any, sharp: dict[str, float], wanted: Any
+) -> None:
+    sharp = {f"regularize__{name}": value for name, value in sharp.items()}
+    recipe = tiny_recipe.override(train__resolution=sides, **sharp)
+    assert costs_of_steps(recipe) == wanted
 
 
 # What each recipe computes

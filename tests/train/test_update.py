@@ -213,6 +213,41 @@ def test_sharpness_aware_step_takes_the_gradient_uphill(
     assert not torch.equal(network.layer.weight.grad, uphill)
 
 
+def test_sharpness_aware_steps_begin_late_and_go_up_by_a_share_of_the_batch(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    details = {"regularize__sharpness_start": 0.8, "regularize__sharpness_share": 0.25}
+    settings = settled(network, tiny_dataset, tiny_recipe, regularize__sharpness=0.5, **details)
+    settings.optimizer.step = lambda: None
+    network.sizes.clear()
+    train_step(network, batch_of(), settings, clock_at(0.79))
+    assert network.sizes == [12]
+    network.sizes.clear()
+    before = network.layer.weight.detach().clone()
+    train_step(network, batch_of(), settings, clock_at(0.8))
+    assert network.sizes == [3, 12]
+    assert torch.equal(network.layer.weight, before), "the ascent is taken back"
+    uphill = network.layer.weight.grad.clone()
+    accumulate(network, Batch(*(tensor[:3] for tensor in batch_of())), settings)
+    weights = list(network.parameters())
+    moves = [weight.grad.clone() for weight in weights if weight.grad is not None]
+    norm = sum(move.square().sum() for move in moves) ** 0.5
+    with torch.no_grad():
+        for weight, move in zip(weights, moves, strict=True):
+            weight += 0.5 * move / norm
+    accumulate(network, batch_of(), settings)
+    torch.testing.assert_close(network.layer.weight.grad, uphill)
+
+
+@pytest.mark.parametrize(("field", "value"), [("start", 0.5), ("share", 0.5)])
+def test_a_detail_of_sharpness_aware_steps_without_them_is_refused(
+    tiny_dataset: Any, tiny_recipe: Any, field: str, value: float
+) -> None:
+    with pytest.raises(UsageError, match=rf"sharpness 0\.?0? takes no .*sharpness_{field}"):
+        settled(Flat(), tiny_dataset, tiny_recipe, **{f"regularize__sharpness_{field}": value})
+
+
 def test_frozen_norms_keep_their_statistics_and_others_do_not(
     tiny_dataset: Any, tiny_recipe: Any
 ) -> None:

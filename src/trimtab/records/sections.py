@@ -268,8 +268,14 @@ class RegularizeSection(Section):
         "any")  # fmt: skip
     clip_value: Number = Field(0.0, ge=0, description="largest absolute gradient; 0: any")
     sharpness: Number = Field(
-        0.0, ge=0, le=1, description="radius of sharpness-aware minimisation, which doubles the "
-        "time of a step (Foret et al. 2021: 0.05)")  # fmt: skip
+        0.0, ge=0, le=1, description="radius of sharpness-aware minimisation, whose steps take "
+        "twice the time (Foret et al. 2021: 0.05)")  # fmt: skip
+    sharpness_start: Number = Field(
+        0.0, ge=0, lt=1, description="share of the training before the first sharpness-aware step; "
+        "0.8 keeps them to the last fifth (Zhou et al. 2024)")  # fmt: skip
+    sharpness_share: Number = Field(
+        1.0, gt=0, le=1, description="share of the batch that says where the loss rises: with 0.25 "
+        "such a step costs a quarter more, not twice as much (Bahri et al. 2022)")  # fmt: skip
 
 
 class CompressSection(Section):

@@ -19,6 +19,7 @@ from trimtab.measure.quality import Scores
 from trimtab.records.run import Run
 
 Observe = Callable[[dict[str, Any]], None]
+Costs = tuple[tuple[float, float], ...]
 FORECASTS = (0.1, 0.25, 0.5)
 LOG_SECONDS = 0.5
 LOGGED_STEPS = 200  # of a training, at the least where it has them
@@ -34,10 +35,10 @@ class Clock:
     """How far a training is: by steps, or by time where the budget is the tighter bound.
 
     `step` counts updates and `epoch` the epochs that were evaluated; `reserved` seconds are kept
-    for the last evaluations; `earlier` were used before the training was resumed; `sides` are those
-    of the pictures, as in `train.resolution`; `evaluations` are what the last looks took, in the
-    precision of the training, and `exact` is how much longer one in fp32 takes; `saving` is what
-    writing takes.
+    for the last evaluations; `earlier` were used before the training was resumed; `costs` are what
+    steps cost beside each other, from which share of the training on; `evaluations` are what the
+    last looks took, in the precision of the training, and `exact` is how much longer one in fp32
+    takes; `saving` is what writing takes.
     """
 
     budget_seconds: float | None
@@ -46,7 +47,7 @@ class Clock:
     epoch: int = 0
     earlier: float = 0.0
     reserved: float = 0.0
-    sides: tuple[float, ...] = ()
+    costs: Costs = ((0.0, 1.0),)
     evaluations: list[float] = field(default_factory=list)
     exact: float = 1.0
     saving: float = SAVING_SECONDS
@@ -67,12 +68,14 @@ class Clock:
 
     @property
     def done(self) -> float:
-        """Share of the work done in [0, 1], by which the end is told: small pictures are quick."""
-        if self.budget_seconds is not None or not self.sides:
+        """Share of the work done in [0, 1], by which the end is told: some steps are quick."""
+        if self.budget_seconds is not None:
             return self.progress
-        phase = self.progress * len(self.sides)
-        areas = [side**2 * min(1.0, max(0.0, phase - n)) for n, side in enumerate(self.sides)]
-        return sum(areas) / sum(side**2 for side in self.sides)
+        ends = [start for start, _ in self.costs[1:]] + [1.0]
+        pieces = [(cost, start, end) for (start, cost), end in zip(self.costs, ends, strict=True)]
+        whole = sum(cost * (end - start) for cost, start, end in pieces)
+        passed = (cost * max(0.0, min(self.progress, end) - start) for cost, start, end in pieces)
+        return sum(passed) / whole
 
     @property
     def is_last(self) -> bool:

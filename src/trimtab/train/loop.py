@@ -23,7 +23,7 @@ from trimtab.train.keep import keeper
 from trimtab.train.log import SAVED_BYTES, Best, Clock, Log, Observe
 from trimtab.train.losses import Loss
 from trimtab.train.settings import Settings, resolve
-from trimtab.train.update import train_step
+from trimtab.train.update import costs_of_steps, train_step
 
 PROBED = 16  # samples, by which is told how many more may be judged to tell how long all take
 EXPECTING = 0.01  # of a budget, to tell how long an evaluation takes
@@ -64,7 +64,7 @@ def train_network(
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     steps = len(feed)
-    clock.total_steps, clock.sides = steps * recipe.train.epochs, settings.resolution
+    clock.total_steps, clock.costs = steps * recipe.train.epochs, costs_of_steps(recipe)
     if budget_seconds is None:
         log.pace(steps, clock.total_steps)
     with (

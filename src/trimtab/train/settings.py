@@ -40,11 +40,14 @@ SMALLEST_BATCH, LARGEST_BATCH = 32, 128
 UNKNOWN_OPTIMIZER_RATE = 1e-3
 DECOUPLED, DECOUPLED_DECAY, COUPLED_DECAY = {"adamw", "lion"}, 0.05, 5e-4
 SCHEDULE_FIELDS = ("cycles", "gamma", "milestones", "power", "plateau_patience")
-HEARD_BY = {  # field: the choice it belongs to, and those of its values that make no use of it
+# Field: the choice it belongs to, and those of its values that make no use of it.
+HEARD_BY: dict[str, tuple[str, set[Any]]] = {
     "train.average_decay": ("average", {"none", "swa"}),
     "train.average_every": ("average", {"none", "swa", "ema"}),
     "model.keep_head": ("pretrained", {FRESH}),
     "augment.policy_strength": ("policy", {"none", "trivialaugment"}),
+    "regularize.sharpness_start": ("sharpness", {0}),
+    "regularize.sharpness_share": ("sharpness", {0}),
 }
 LOSS_FIELDS = {
     "label_smoothing": "regularize.label_smoothing", "class_weights": "train.class_weights",

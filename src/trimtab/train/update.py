@@ -15,8 +15,9 @@ from trimtab.data.dataset import Batch
 from trimtab.errors import DivergedError, MachineError, UsageError
 from trimtab.machine.probe import LAYOUTS
 from trimtab.machine.progress import say
+from trimtab.records.recipe import Recipe
 from trimtab.train.gradients import ascend, clip, l1_penalty
-from trimtab.train.log import Clock
+from trimtab.train.log import Clock, Costs
 from trimtab.train.losses import sample_weights
 from trimtab.train.norms import norms_of
 from trimtab.train.settings import Settings
@@ -35,12 +36,9 @@ def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Cloc
     fp16, where a gradient may be too large for it, the update is left out.
     """
     batch = learnt_from(network, batch, settings, clock)
-    value = gradients_of(network, batch, settings)
-    if settings.regularize.sharpness > 0:
-        undo = ascend(settings.parameters, settings.regularize.sharpness)
-        with held_norms(network):  # the moved weights are no state of the training
-            gradients_of(network, batch, settings)
-        undo()
+    late = clock.progress >= settings.regularize.sharpness_start
+    sharp = late and settings.regularize.sharpness > 0
+    value = (uphill_gradients if sharp else gradients_of)(network, batch, settings)
     if not is_finite(value, batch, settings, clock.step + 1):
         return value
     if settings.regularize.l1 > 0:
@@ -63,9 +61,31 @@ def learnt_from(network: nn.Module, batch: Batch, settings: Settings, clock: Clo
     return batch if inputs is batch.inputs else batch._replace(inputs=inputs)
 
 
+def costs_of_steps(recipe: Recipe) -> Costs:
+    """Return what steps cost beside each other by the recipe, from which share of the training on.
+
+    Passes cost as many times more as there are more pixels.
+    """
+    sides, radius = recipe.train.resolution or (1.0,), recipe.regularize.sharpness
+    start, share = recipe.regularize.sharpness_start, recipe.regularize.sharpness_share
+    starts = sorted({index / len(sides) for index in range(len(sides))} | {start if radius else 0})
+
+    def cost(progress: float) -> float:
+        passes = 1 + share if radius and progress >= start else 1.0
+        return passes * side_at(sides, progress) ** 2
+
+    ends = [*starts[1:], 1.0]
+    return tuple((a, cost((a + b) / 2)) for a, b in zip(starts, ends, strict=True))
+
+
+def side_at(resolution: tuple[float, ...], progress: float) -> float:
+    """Return the side of pictures at `progress` in [0, 1], as a fraction of the full one."""
+    return resolution[min(int(progress * len(resolution)), len(resolution) - 1)]
+
+
 def resized(batch: Batch, resolution: tuple[float, ...], progress: float) -> Batch:
     """Return the batch at the side that belongs to `progress`, averaged over what is left out."""
-    share = resolution[min(int(progress * len(resolution)), len(resolution) - 1)]
+    share = side_at(resolution, progress)
     if share == 1:
         return batch
     height, width = (max(SMALLEST_SIDE, round(side * share)) for side in batch.inputs.shape[2:])
@@ -95,6 +115,21 @@ def hardest(network: nn.Module, batch: Batch, settings: Settings) -> Batch:
 def gradients_of(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
     """Fill the gradients of a whole batch, in smaller passes where memory does not hold it."""
     return retried(lambda: accumulate(network, batch, settings), settings)
+
+
+def uphill_gradients(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
+    """Fill the gradients that a batch has a little uphill, and return its loss at the weights.
+
+    What is uphill, the loss and the statistics of norms come from the recipe's share of the batch.
+    Sources: Foret et al. 2021; for the share Bahri et al. 2022 (2110.08529).
+    """
+    count = max(2, round(settings.regularize.sharpness_share * len(batch.ids)))
+    value = gradients_of(network, Batch(*(tensor[:count] for tensor in batch)), settings)
+    undo = ascend(settings.parameters, settings.regularize.sharpness)
+    with held_norms(network):  # the moved weights are no state of the training
+        gradients_of(network, batch, settings)
+    undo()
+    return value
 
 
 @contextmanager
