@@ -126,6 +126,22 @@ def test_what_is_not_finite_stays_so(kind: type[nn.Module], low: bool) -> None:
     assert torch.equal(got.isposinf(), alone.isposinf())
 
 
+@pytest.mark.parametrize("made", MADE.values(), ids=MADE)
+def test_moments_stay_while_the_norm_does_not_track_them(made: Made) -> None:
+    layer, features = sided(made(24)), rows(8, 24, 9, 7)
+    before = [one.clone() for one in layer.buffers()]
+    norms = [one for one in layer.modules() if isinstance(one, nn.BatchNorm2d)]
+    with quick_layers(layer):
+        for norm in norms:
+            norm.track_running_stats = False
+        held = layer(features)
+        assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), before, strict=True))
+        for norm in norms:
+            norm.track_running_stats = True
+        assert torch.equal(layer(features), held)
+    assert not any(torch.equal(a, b) for a, b in zip(layer.buffers(), before, strict=True))
+
+
 def test_activations_are_those_of_torch_from_the_smallest_to_the_largest() -> None:
     features = torch.cat([torch.linspace(-100, 100, 200_001), torch.linspace(-6, 6, 200_001),
                           torch.tensor([-3e38, -1e-38, 0.0, -0.0, 1e-38, 3e38])])  # fmt: skip

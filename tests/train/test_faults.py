@@ -250,6 +250,17 @@ def test_the_end_is_told_by_the_work_that_growing_pictures_leave() -> None:
     assert Clock(None, total_steps=100, step=50).done == 0.5
 
 
+def test_the_end_of_a_training_is_told_by_what_its_own_steps_cost(
+    tiny_dataset: Any, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe.override(train__epochs=1, train__resolution=(0.5, 1.0))
+    made: list[Clock] = []
+    real = loop.Clock
+    monkeypatch.setattr(loop, "Clock", lambda *given: made.append(real(*given)) or made[-1])
+    train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    assert [clock.costs for clock in made] == [((0.0, 0.25), (0.5, 1.0))]
+
+
 @pytest.mark.parametrize(
     ("sides", "sharp", "wanted"),
     [

@@ -174,6 +174,17 @@ def test_with_a_phase_of_the_head_alone_that_phase_is_swept(
     assert "the head alone" in str(found)
 
 
+def test_steps_that_a_training_takes_late_are_not_swept(tiny_dataset: Any, recipe: Any) -> None:
+    always = recipe.override(regularize__sharpness=0.5)
+    late = always.override(regularize__sharpness_start=0.5)
+    losses = {}
+    for name, chosen in {"plain": recipe, "late": late, "always": always}.items():
+        torch.manual_seed(0)
+        network = build(tiny_dataset.schema, chosen)
+        losses[name] = sweep(network, tiny_dataset, chosen, steps=12, seed=0).losses
+    assert losses["late"] == losses["plain"] != losses["always"]
+
+
 @pytest.mark.parametrize(("choice", "times"), [("auto", 0), (False, 0), (True, 1)])
 def test_sweep_is_compiled_only_where_the_recipe_demands_it(
     choice: Any, times: int, tiny_dataset: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch

@@ -90,8 +90,9 @@ def assert_same(first: Run, second: Run) -> None:
         {"train__optimizer": "sgd", "train__micro_batch": 10, "train__average": "lookahead"},
         {"train__precision": "bf16", "train__optimizer": "muon", "augment__flip": "alternating"},
         {"train__schedule": "plateau", "train__plateau_patience": 1, "train__average": "swa"},
+        {"regularize__sharpness": 0.1, "regularize__sharpness_start": 0.4},
     ],
-    ids=["plain", "ema-dropout", "accumulated-lookahead", "bf16-muon", "plateau-swa"],
+    ids=["plain", "ema-dropout", "accumulated-lookahead", "bf16-muon", "plateau-swa", "late-sharp"],
 )
 @pytest.mark.parametrize("updates", [3, "epoch"])
 def test_stopped_and_resumed_training_equals_the_uninterrupted_one(

@@ -302,6 +302,23 @@ def test_a_compilation_that_fails_is_no_failed_training(
         resolved(tiny_recipe.override(train__compile=True))
 
 
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, (1, 1)),
+        ({"train__resolution": (0.5, 0.5, 1.0)}, (0.5, 2)),
+        ({"regularize__sharpness": 0.1}, (2, 2)),
+        ({"regularize__sharpness": 0.1, "regularize__sharpness_start": 0.75}, (1.25, 2)),
+        ({"regularize__sharpness": 0.1, "regularize__sharpness_share": 0.25}, (1, 2)),
+        ({"regularize__sharpness": 0.1, "train__resolution": (0.5, 0.5, 1.0)}, (1, 4)),
+    ],
+)
+def test_what_there_is_to_compile_is_passes_and_graphs(
+    changes: dict[str, Any], wanted: tuple[float, int], tiny_recipe: Any
+) -> None:
+    assert speeds.compiled_work(tiny_recipe.override(**changes)) == pytest.approx(wanted)
+
+
 def test_odd_passes_and_many_sides_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[torch.Size] = []
 

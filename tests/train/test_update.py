@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from trimtab.data.dataset import Batch
 from trimtab.errors import DivergedError, MachineError, UsageError
 from trimtab.models.build import build
+from trimtab.models.quick import quick_layers
 from trimtab.train import update
 from trimtab.train.log import Clock
 from trimtab.train.loop import set_rate, train_network
@@ -37,6 +40,10 @@ def batch_of(count: int = 12, side: int = 8) -> Batch:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(count, 1, side, side, generator=generator) * 255
     return Batch(pixels, torch.arange(count) % 10, torch.arange(count) + 100)
+
+
+def first_of(batch: Batch, count: int) -> Batch:
+    return Batch(*(tensor[:count] for tensor in batch))
 
 
 def settled(network: nn.Module, dataset: Any, recipe: Any, **changes: Any) -> Any:
@@ -76,13 +83,15 @@ def test_small_passes_add_up_where_classes_weigh_differently(
     torch.testing.assert_close([p.grad for p in network.parameters()], wanted)
 
 
+@pytest.mark.parametrize("native", [True, False])
 def test_looking_for_hard_samples_leaves_the_statistics_of_norms_alone(
-    tiny_dataset: Any, tiny_recipe: Any
+    native: bool, tiny_dataset: Any, tiny_recipe: Any
 ) -> None:
     network = build(tiny_dataset.schema, tiny_recipe).train()
     settings = settled(network, tiny_dataset, tiny_recipe, train__hard_fraction=0.5)
     before = {key: value.clone() for key, value in network.named_buffers() if "mean" in key}
-    found = update.hardest(network, batch_of(), settings)
+    with quick_layers(network) if native else nullcontext():
+        found = update.hardest(network, batch_of(), settings)
     assert len(found.ids) == 6
     after = dict(network.named_buffers())
     assert all(torch.equal(value, after[key]) for key, value in before.items())
@@ -216,36 +225,71 @@ def test_sharpness_aware_step_takes_the_gradient_uphill(
 def test_sharpness_aware_steps_begin_late_and_go_up_by_a_share_of_the_batch(
     tiny_dataset: Any, tiny_recipe: Any
 ) -> None:
-    network = Flat()
+    network, batch = Flat(), batch_of(160)
     details = {"regularize__sharpness_start": 0.8, "regularize__sharpness_share": 0.25}
     settings = settled(network, tiny_dataset, tiny_recipe, regularize__sharpness=0.5, **details)
-    settings.optimizer.step = lambda: None
+    settings.micro_batch, settings.optimizer.step = 160, lambda: None
     network.sizes.clear()
-    train_step(network, batch_of(), settings, clock_at(0.79))
-    assert network.sizes == [12]
+    train_step(network, batch, settings, clock_at(0.79))
+    assert network.sizes == [160]
     network.sizes.clear()
     before = network.layer.weight.detach().clone()
-    train_step(network, batch_of(), settings, clock_at(0.8))
-    assert network.sizes == [3, 12]
+    loss = train_step(network, batch, settings, clock_at(0.8))
+    assert network.sizes == [40, 160]
     assert torch.equal(network.layer.weight, before), "the ascent is taken back"
     uphill = network.layer.weight.grad.clone()
-    accumulate(network, Batch(*(tensor[:3] for tensor in batch_of())), settings)
+    assert torch.equal(accumulate(network, first_of(batch, 40), settings), loss)
     weights = list(network.parameters())
     moves = [weight.grad.clone() for weight in weights if weight.grad is not None]
     norm = sum(move.square().sum() for move in moves) ** 0.5
     with torch.no_grad():
         for weight, move in zip(weights, moves, strict=True):
             weight += 0.5 * move / norm
-    accumulate(network, batch_of(), settings)
+    accumulate(network, batch, settings)
     torch.testing.assert_close(network.layer.weight.grad, uphill)
 
 
-@pytest.mark.parametrize(("field", "value"), [("start", 0.5), ("share", 0.5)])
-def test_a_detail_of_sharpness_aware_steps_without_them_is_refused(
-    tiny_dataset: Any, tiny_recipe: Any, field: str, value: float
+def test_a_share_of_few_samples_is_no_fewer_than_there_may_be(
+    tiny_dataset: Any, tiny_recipe: Any
 ) -> None:
-    with pytest.raises(UsageError, match=rf"sharpness 0\.?0? takes no .*sharpness_{field}"):
-        settled(Flat(), tiny_dataset, tiny_recipe, **{f"regularize__sharpness_{field}": value})
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe, regularize__sharpness=0.5,
+                       regularize__sharpness_share=0.25)  # fmt: skip
+    settings.micro_batch = 160
+    network.sizes.clear()
+    for count in (100, 12):
+        train_step(network, batch_of(count), settings, clock_at(0))
+    assert network.sizes == [update.LEAST_SHARE, 100, 12, 12]
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("count", [40, 160])
+def test_norms_keep_what_the_share_at_the_weights_themselves_shows(
+    native: bool, count: int, tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    torch.manual_seed(0)
+    network = build(tiny_dataset.schema, tiny_recipe).train()
+    plain, batch = copy.deepcopy(network), batch_of(160)
+    share = {"regularize__sharpness_share": count / 160}
+    settings = settled(network, tiny_dataset, tiny_recipe, regularize__sharpness=0.5, **share)
+    settings.micro_batch = 160
+    with quick_layers(network) if native else nullcontext():
+        train_step(network, batch, settings, clock_at(0))
+    with torch.no_grad():
+        plain(batch.inputs[:count])
+    held = dict(network.named_buffers())
+    assert held
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(held[name], buffer, msg=name)
+
+
+@pytest.mark.parametrize(("field", "usual"), [("start", 0.0), ("share", 1.0)])
+def test_a_detail_of_sharpness_aware_steps_without_them_is_refused(
+    tiny_dataset: Any, tiny_recipe: Any, field: str, usual: float
+) -> None:
+    with pytest.raises(UsageError, match=rf"sharpness 0.0 takes no .*sharpness_{field}") as caught:
+        settled(Flat(), tiny_dataset, tiny_recipe, **{f"regularize__sharpness_{field}": 0.5})
+    assert str(caught.value.hint).endswith(f"or set it to {usual}")
 
 
 def test_frozen_norms_keep_their_statistics_and_others_do_not(

@@ -93,6 +93,7 @@ class Norm(nn.Module):
     num_batches_tracked: Tensor | None
     momentum: float | None
     eps: float
+    track_running_stats: bool
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
@@ -113,12 +114,16 @@ class Norm(nn.Module):
         )
 
     def with_activation(self, features: Tensor, activation: int) -> Tensor:
-        """Return the activation of the normed features; the running moments follow theirs."""
+        """Return the activation of the normed features; the running moments follow theirs.
+
+        They stay where `track_running_stats` says so for a while: it is as torch's own norms do.
+        """
         moments = floats(2, features.shape[1])
         outputs = Normed.apply(
             features, self.weight, self.bias, moments, float(self.eps), activation
         )
-        self.follow(moments, features.numel() // features.shape[1])
+        if self.track_running_stats:
+            self.follow(moments, features.numel() // features.shape[1])
         return outputs  # type: ignore[no-any-return]
 
     @torch.no_grad()

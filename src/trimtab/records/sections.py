@@ -272,10 +272,12 @@ class RegularizeSection(Section):
         "twice the time (Foret et al. 2021: 0.05)")  # fmt: skip
     sharpness_start: Number = Field(
         0.0, ge=0, lt=1, description="share of the training before the first sharpness-aware step; "
-        "0.8 keeps them to the last fifth (Zhou et al. 2024)")  # fmt: skip
+        "0.8 keeps them to the last fifth of the epochs asked for (Zhou et al. 2024, "
+        "2410.10373)")  # fmt: skip
     sharpness_share: Number = Field(
-        1.0, gt=0, le=1, description="share of the batch that says where the loss rises: with 0.25 "
-        "such a step costs a quarter more, not twice as much (Bahri et al. 2022)")  # fmt: skip
+        1.0, gt=0, le=1, description="share of the batch, 32 samples at the least, that says where "
+        "the loss rises, and whose loss is logged: with 0.25 such a step costs a quarter more, not "
+        "twice as much (Bahri et al. 2022, 2110.08529)")  # fmt: skip
 
 
 class CompressSection(Section):

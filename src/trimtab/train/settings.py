@@ -219,12 +219,11 @@ def require_heard(recipe: Recipe) -> None:
     """Raise UsageError for a setting that was changed and belongs to a part that is not chosen."""
     for place, (choice, deaf) in HEARD_BY.items():
         section, field = place.split(".")
-        values = getattr(recipe, section)
-        changed = getattr(values, field) != fields_of(section)[field].default
-        if changed and getattr(values, choice) in deaf:
+        values, usual = getattr(recipe, section), fields_of(section)[field].default
+        if getattr(values, field) != usual and getattr(values, choice) in deaf:
             raise UsageError(f"{section}.{choice} {getattr(values, choice)} takes no {place}, "
                              f"which is {getattr(values, field)}",
-                             f"leave out {place}")  # fmt: skip
+                             f"leave out {place}, or set it to {usual}")  # fmt: skip
 
 
 def accepted(

@@ -99,10 +99,24 @@ def resolve_speed(
             speed.compile_seconds = compile_for(speed, network, inputs, (speed.way,))
             speed.way = speed.way._replace(compiled=True)
         elif recipe.train.compile == "auto" and can_amortise(budget, inputs.device):
-            worth = fmean(side**2 for side in recipe.train.resolution or (1.0,))
+            worth, graphs = compiled_work(recipe)
             consider_compiling(speed, network, inputs, worth * steps * passes, budget,
-                               shapes=len(set(recipe.train.resolution)) or 1)  # fmt: skip
+                               graphs=graphs)  # fmt: skip
     return speed
+
+
+def compiled_work(recipe: Recipe) -> tuple[float, int]:
+    """Return the cost of a step's compiled passes, in passes of full size, and their graphs.
+
+    The second pass of sharpness-aware steps holds the norms, which is a graph of its own; a first
+    one of a share of the batch is not compiled.
+    """
+    sides, regularize = recipe.train.resolution or (1.0,), recipe.regularize
+    worth, graphs = fmean(side**2 for side in sides), len(set(sides))
+    if regularize.sharpness == 0:
+        return worth, graphs
+    again = 1 - regularize.sharpness_start if regularize.sharpness_share == 1 else 0
+    return worth * (1 + again), 2 * graphs
 
 
 def open_ways(recipe: Recipe, device: torch.device) -> tuple[Way, ...]:
@@ -127,7 +141,7 @@ def fastest(network: nn.Module, inputs: Tensor, ways: tuple[Way, ...], seconds: 
 
 
 def consider_compiling(
-    speed: Speed, network: nn.Module, inputs: Tensor, passes: float, budget: float, *, shapes: int
+    speed: Speed, network: nn.Module, inputs: Tensor, passes: float, budget: float, *, graphs: int
 ) -> None:
     """Compile where a training of so many `passes` can win that back and the result is faster.
 
@@ -136,7 +150,7 @@ def consider_compiling(
     taken = seconds_of_step(speed, network, inputs)
     expected = min(budget, passes * taken)
     ways = near_ways(speed)
-    while ways and not can_amortise(expected, inputs.device, shapes + len(ways) - 1):
+    while ways and not can_amortise(expected, inputs.device, graphs + len(ways) - 1):
         ways = ways[:-1]
     if not ways:
         speed.reason = f"about {expected:.0f} s of training are too short to win compiling back"

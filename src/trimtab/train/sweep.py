@@ -72,9 +72,10 @@ def sweep(
 
     It rises from a thousandth of the recipe's peak to a hundred times it, with the recipe's
     optimizer, loss, augmentation, batch size and precision, at full resolution. Where the recipe
-    has a phase in which only the head learns, that phase is swept. It is compiled only where the
-    recipe demands it: compiling takes longer than the sweep. A loss or gradient that is not finite
-    ends it, as does a loss that diverges and a first Ctrl-C.
+    has a phase in which only the head learns, that phase is swept, and sharpness-aware steps that
+    come later are not. It is compiled only where the recipe demands it: compiling takes longer than
+    the sweep. A loss or gradient that is not finite ends it, as does a loss that diverges and a
+    first Ctrl-C.
     """
     if recipe.train.compile == "auto":
         recipe = recipe.override(train__compile=False)
@@ -108,9 +109,11 @@ def sweep(
 
 
 def rising(settings: Settings) -> Settings:
-    """Return settings whose learning rate rises exponentially with the progress."""
-    span = BELOW * ABOVE
-    return replace(settings, peak=settings.peak * ABOVE, resolution=(),
+    """Return settings where progress changes the learning rate alone: it rises exponentially."""
+    span, regularize = BELOW * ABOVE, settings.regularize
+    if regularize.sharpness_start > 0:
+        regularize = regularize.model_copy(update={"sharpness": 0.0})
+    return replace(settings, peak=settings.peak * ABOVE, resolution=(), regularize=regularize,
                    schedule=lambda progress: float(span ** (progress - 1)))  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from trimtab.train.settings import Settings
 Found = TypeVar("Found")
 
 SMALLEST_SIDE = 8
+LEAST_SHARE = 32  # samples that tell which way is up, where there are as many
 SHOWN = 8
 NO_MEMORY = "can't allocate memory"  # how torch says it on a processor
 
@@ -32,6 +33,7 @@ NO_MEMORY = "can't allocate memory"  # how torch says it on a processor
 def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Clock) -> Tensor:
     """Do one optimizer update and return the loss of the batch, still on the device.
 
+    Of a sharpness-aware update it is the loss of the share of the batch that says which way is up.
     Raises DivergedError before the update where the loss or a gradient is no finite number; in
     fp16, where a gradient may be too large for it, the update is left out.
     """
@@ -64,7 +66,8 @@ def learnt_from(network: nn.Module, batch: Batch, settings: Settings, clock: Clo
 def costs_of_steps(recipe: Recipe) -> Costs:
     """Return what steps cost beside each other by the recipe, from which share of the training on.
 
-    Passes cost as many times more as there are more pixels.
+    A pass costs what it has pixels; what frozen layers save and the search for hard samples costs
+    is not in it.
     """
     sides, radius = recipe.train.resolution or (1.0,), recipe.regularize.sharpness
     start, share = recipe.regularize.sharpness_start, recipe.regularize.sharpness_share
@@ -118,12 +121,12 @@ def gradients_of(network: nn.Module, batch: Batch, settings: Settings) -> Tensor
 
 
 def uphill_gradients(network: nn.Module, batch: Batch, settings: Settings) -> Tensor:
-    """Fill the gradients that a batch has a little uphill, and return its loss at the weights.
+    """Fill the gradients that a batch has a little uphill; return the loss where the weights are.
 
-    What is uphill, the loss and the statistics of norms come from the recipe's share of the batch.
-    Sources: Foret et al. 2021; for the share Bahri et al. 2022 (2110.08529).
+    Which way is up, that loss and what norms keep come from the recipe's share of the batch alone.
+    Sources: Foret et al. 2021 (2010.01412); for the share Bahri et al. 2022 (2110.08529).
     """
-    count = max(2, round(settings.regularize.sharpness_share * len(batch.ids)))
+    count = max(LEAST_SHARE, round(settings.regularize.sharpness_share * len(batch.ids)))
     value = gradients_of(network, Batch(*(tensor[:count] for tensor in batch)), settings)
     undo = ascend(settings.parameters, settings.regularize.sharpness)
     with held_norms(network):  # the moved weights are no state of the training
