@@ -116,7 +116,7 @@ class Norm(nn.Module):
     def with_activation(self, features: Tensor, activation: int) -> Tensor:
         """Return the activation of the normed features; the running moments follow theirs.
 
-        They stay where `track_running_stats` says so for a while: it is as torch's own norms do.
+        They stay while `track_running_stats` is false, as those of torch's own norms do.
         """
         moments = floats(2, features.shape[1])
         outputs = Normed.apply(

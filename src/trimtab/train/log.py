@@ -69,7 +69,7 @@ class Clock:
     @property
     def done(self) -> float:
         """Share of the work done in [0, 1], by which the end is told: some steps are quick."""
-        if self.budget_seconds is not None:
+        if self.budget_seconds is not None or len(self.costs) == 1:
             return self.progress
         ends = [start for start, _ in self.costs[1:]] + [1.0]
         pieces = [(cost, start, end) for (start, cost), end in zip(self.costs, ends, strict=True)]

@@ -38,8 +38,8 @@ def train_step(network: nn.Module, batch: Batch, settings: Settings, clock: Cloc
     fp16, where a gradient may be too large for it, the update is left out.
     """
     batch = learnt_from(network, batch, settings, clock)
-    late = clock.progress >= settings.regularize.sharpness_start
-    sharp = late and settings.regularize.sharpness > 0
+    radius, start = settings.regularize.sharpness, settings.regularize.sharpness_start
+    sharp = radius > 0 and clock.progress >= start
     value = (uphill_gradients if sharp else gradients_of)(network, batch, settings)
     if not is_finite(value, batch, settings, clock.step + 1):
         return value
@@ -66,8 +66,8 @@ def learnt_from(network: nn.Module, batch: Batch, settings: Settings, clock: Clo
 def costs_of_steps(recipe: Recipe) -> Costs:
     """Return what steps cost beside each other by the recipe, from which share of the training on.
 
-    A pass costs what it has pixels; what frozen layers save and the search for hard samples costs
-    is not in it.
+    A pass costs what it has pixels. Not in it are what frozen layers save, the search for hard
+    samples, and that a share of a small batch is larger than asked for.
     """
     sides, radius = recipe.train.resolution or (1.0,), recipe.regularize.sharpness
     start, share = recipe.regularize.sharpness_start, recipe.regularize.sharpness_share
