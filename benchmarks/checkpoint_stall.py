@@ -15,7 +15,7 @@ from record import write
 from torch import nn
 from torchvision.models import resnet18
 
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 from trimtab.train.checkpoint import Checkpoints
 from trimtab.train.snapshot import total_bytes
 from trimtab.train.state import training_state
@@ -78,7 +78,7 @@ def main() -> None:
             durable.append(seconds(both))
             plain.append(seconds(lambda: synchronous(Path(place) / "plain.pt", network, optimizer)))
             (Path(place) / "plain.pt").unlink()
-    ratio, low, high = bootstrap_ratio(stalls[1:], plain[1:])
+    ratio, low, high = paired_ratio(stalls[1:], plain[1:])
     row = {
         "state MB": size / 1e6,
         "stall of save() ms": 1000 * statistics.median(stalls[1:]),

@@ -28,7 +28,7 @@ from trimtab.data.dataset import Batch, Dataset, open_dataset
 from trimtab.data.feed import Feed
 from trimtab.machine.memory import kept_memory
 from trimtab.machine.threads import calm_threads
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 from trimtab.models.build import build
 from trimtab.models.quick import quick_layers
 from trimtab.train.initial import set_first_weights
@@ -196,7 +196,7 @@ def compare(name: str, *, blocks: int, block_seconds: float) -> Any:
     """Return a row of the table, and the seconds of both in each pair of blocks."""
     by_hand, ours = Loop(name, ours=False), Loop(name, ours=True)
     slow, fast, number = in_turns(by_hand, ours, blocks=blocks, block_seconds=block_seconds)
-    ratio, low, high = bootstrap_ratio(slow, fast)
+    ratio, low, high = paired_ratio(slow, fast)
     side, batch = MODELS[name]
     row = {
         "model": name, "side": side, "batch": batch, "chosen": ours.way,
@@ -226,7 +226,7 @@ def main() -> None:
             rows.append(row)
             slow.append(math.exp(np.log(plain_seconds).mean()))
             fast.append(math.exp(np.log(our_seconds).mean()))
-    ratio, low, high = bootstrap_ratio(slow, fast)
+    ratio, low, high = paired_ratio(slow, fast)
     write(
         "cnn_throughput",
         rows,

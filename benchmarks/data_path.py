@@ -17,7 +17,7 @@ from torchvision import transforms
 
 from trimtab.data.dataset import Split
 from trimtab.data.feed import Feed
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 from trimtab.records.sections import AugmentSection
 
 SIDE, BATCH, WORKERS = 32, 128, 2
@@ -85,7 +85,7 @@ def main() -> None:
     for number in range(options.rounds):
         ours.append(speed(epochs(feed, 1 + number * options.epochs, options.epochs)))
         theirs.append(speed(inputs for inputs, _ in loader))
-    ratio, low, high = bootstrap_ratio(ours, theirs)
+    ratio, low, high = paired_ratio(ours, theirs)
     rows: list[dict[str, Any]] = [
         {"pipeline": "trimtab Feed", "images/s": round(median(ours)), "min": round(min(ours)),
          "max": round(max(ours)), "rounds": options.rounds,

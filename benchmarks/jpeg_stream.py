@@ -23,7 +23,7 @@ from torchvision import transforms
 from trimtab.data.dataset import Split, open_dataset
 from trimtab.data.feed import Feed
 from trimtab.machine.memory import kept_memory
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 from trimtab.records.recipe import Recipe
 from trimtab.records.sections import AugmentSection
 
@@ -128,7 +128,7 @@ def rows_of(found: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Return a row of the table for each contestant."""
     rows = []
     for name, speeds in found.items():
-        ratio, low, high = bootstrap_ratio(speeds, found[THEIRS])
+        ratio, low, high = paired_ratio(speeds, found[THEIRS])
         text = "1" if name == THEIRS else f"{ratio:.2f} ({low:.2f}-{high:.2f})"
         rows.append({"pipeline": name, "images/s": round(median(speeds)), "min": round(min(speeds)),
                      "max": round(max(speeds)), "rounds": len(speeds), "ratio": text})  # fmt: skip

@@ -8,7 +8,7 @@ from statistics import median
 from cnn_throughput import MODELS, Loop, in_turns
 from record import write
 
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 
 WITHOUT = {"TRIMTAB_NATIVE": "0"}
 SHORT = 1  # epoch: a training too short to be compiled
@@ -27,7 +27,7 @@ def main() -> None:
         native = Loop(name, ours=True, epochs=SHORT)
         one, two, number = in_turns(without, native, blocks=options.blocks,
                                     block_seconds=options.seconds)  # fmt: skip
-        ratio, low, high = bootstrap_ratio(one, two)
+        ratio, low, high = paired_ratio(one, two)
         rows.append({
             "model": name, "without": without.way, "with": native.way,
             "step without ms": round(1000 * median(one) / number, 1),
@@ -37,7 +37,7 @@ def main() -> None:
         print(rows[-1], flush=True)
         slow.append(median(one))
         fast.append(median(two))
-    ratio, low, high = bootstrap_ratio(slow, fast)
+    ratio, low, high = paired_ratio(slow, fast)
     write("native_layers", rows,
           notes="Whole steps of `train`, not compiled, in the way that the trial of each chooses: "
           "with `TRIMTAB_NATIVE=0` ÷ with the layers in C++. Over all models "

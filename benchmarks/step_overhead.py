@@ -22,7 +22,7 @@ from torch.nn import functional
 import trimtab as tt
 from trimtab.data.dataset import Batch, Dataset, open_dataset
 from trimtab.data.feed import Feed
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 from trimtab.models.build import build
 from trimtab.train import loop
 
@@ -166,7 +166,7 @@ def row_of(name: str, found: list[Seconds], plain: list[Seconds], steps: int) ->
     row: dict[str, Any] = {"loop": name}
     for index, clock in enumerate(("wall", "processor")):
         taken = [one[index] for one in found]
-        ratio, low, high = bootstrap_ratio(taken, [one[index] for one in plain])
+        ratio, low, high = paired_ratio(taken, [one[index] for one in plain])
         row[f"{clock} µs/step"] = round(1e6 * median(taken) / steps, 1)
         row[f"÷ by hand ({clock})"] = f"{ratio:.3f} ({low:.3f}-{high:.3f})"
     return {**row, "rounds": len(found)}

@@ -21,7 +21,7 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 import trimtab as tt
 from trimtab.data.dataset import Dataset, open_dataset
 from trimtab.measure.quality import logits_of, network_call, score
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 from trimtab.models.image import find_model
 from trimtab.records.recipe import Recipe, read_recipe
 
@@ -128,7 +128,7 @@ def main() -> None:
                                                      options.plain_rate, seed))]  # fmt: skip
         for turn in turns[:: 1 if seed % 2 == 0 else -1]:
             turn()
-    ratio, low, high = bootstrap_ratio([s for s, _ in slow], [s for s, _ in fast])
+    ratio, low, high = paired_ratio([s for s, _ in slow], [s for s, _ in fast])
     rows = [row_of("trimtab", fast, options.epochs, f"{ratio:.1f} ({low:.1f}-{high:.1f})"),
             row_of("plain loop", slow, options.plain_epochs, "1")]  # fmt: skip
     write(

@@ -31,6 +31,7 @@ from trimtab.records.files import write_json
 from trimtab.records.recipe import Recipe
 from trimtab.records.run import Run
 from trimtab.records.schema import Schema
+from trimtab.train.run import train
 
 PICTURES = Schema(classes=("a", "b", "c"), channels=3, height=16, width=16,
                   mean=(125.0, 123.0, 114.0), std=(63.0, 62.0, 67.0))  # fmt: skip
@@ -348,6 +349,19 @@ def test_network_without_norms_is_tuned_whatever_the_recipe_it_was_adopted_with_
     )  # fmt: skip
     run = adopt(body, tiny_dataset, recipe=recipe, out=tmp_path / "own")
     assert prune(run, keep=0.5, data=tiny_dataset, out=tmp_path / "small").measured("accuracy")
+
+
+def test_a_whitened_first_layer_is_cut_and_not_trained(tiny_dataset: Any, tmp_path: Path) -> None:
+    recipe = Recipe().override(
+        augment__flip=False, model__name="wcnn_small", model__whiten=True, train__epochs=1,
+        train__optimizer="muon", train__bias_rate=16,
+    )  # fmt: skip
+    parent = train(tiny_dataset, recipe=recipe, out=tmp_path / "parent")
+    child = prune(parent, keep=0.5, data=tiny_dataset, out=tmp_path / "child")
+    first, cut = (next(m for m in load(run).modules() if isinstance(m, nn.Conv2d)).weight
+                  for run in (parent, child))  # fmt: skip
+    rows = {tuple(row.flatten().tolist()) for row in first}
+    assert all(tuple(row.flatten().tolist()) in rows for row in cut)
 
 
 def test_users_own_module_goes_through(tiny_dataset: Any, tmp_path: Path) -> None:

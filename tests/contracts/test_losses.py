@@ -159,8 +159,7 @@ def test_loss_and_gradient_stay_finite_for_extreme_outputs(name: str) -> None:
 # What holds for some
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, CLASS_WEIGHTS])
+@pytest.mark.parametrize(("smoothing", "weights"), [(0.0, None), (0.1, None), (0.0, CLASS_WEIGHTS)])
 def test_cross_entropy_averages_to_that_of_torch(smoothing: float, weights: Tensor | None) -> None:
     outputs, batch = sample()
     value = LOSSES["cross_entropy"](outputs, batch, label_smoothing=smoothing,
@@ -178,6 +177,29 @@ def test_label_smoothing_spreads_a_share_over_all_classes(name: str) -> None:
         got = LOSSES[name](outputs, given, label_smoothing=0.1)
         assert torch.allclose(got, wanted, rtol=1e-5)
     assert not torch.allclose(LOSSES[name](outputs, batch), wanted, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+def test_class_weights_do_not_move_what_smoothed_outputs_are_best(name: str) -> None:
+    best = torch.tensor([[0.95, 0.05]]).log().requires_grad_()
+    settings = {"gamma": 0.0} if name == "focal" else {}
+    value = LOSSES[name](best, make_batch(torch.tensor([0])), label_smoothing=0.1,
+                         class_weights=torch.tensor([0.5, 50.0]), **settings)  # fmt: skip
+    value.mean().backward()
+    assert best.grad is not None
+    assert best.grad.tolist() == [pytest.approx([0, 0], abs=1e-6)]
+
+
+@pytest.mark.parametrize("weights", [None, CLASS_WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_without_gamma_is_cross_entropy_whatever_the_weights_and_smoothing(
+    weights: Tensor | None, smoothing: float
+) -> None:
+    outputs, batch = sample()
+    settings = {"class_weights": weights, "label_smoothing": smoothing}
+    plain = LOSSES["cross_entropy"](outputs, batch, **settings)
+    focal = LOSSES["focal"](outputs, batch, gamma=0.0, **settings)
+    assert torch.allclose(focal, plain, rtol=1e-5)
 
 
 def test_focal_without_gamma_is_cross_entropy_and_with_gamma_spares_easy_samples() -> None:

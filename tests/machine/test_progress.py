@@ -44,6 +44,17 @@ def test_off_terminal_output_is_one_plain_line_per_ten_seconds(
     assert "\x1b" not in "".join(lines)
 
 
+def test_time_left_goes_by_what_was_done_since_the_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
+    with progress(100, "train") as bar:
+        assert "10s left" in bar.line(50, "", 10)
+        bar.begin(80)
+        assert "? left" in bar.line(80, "", 10)
+        assert "3m10s left" in bar.line(81, "", 10)
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     say("hello")
     assert capsys.readouterr().err == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
@@ -9,7 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from trimtab.data.dataset import Split
 from trimtab.machine import progress
 from trimtab.measure.quality import logits_of, score
-from trimtab.measure.stats import bootstrap_ratio, mean_share, paired_difference, wilson
+from trimtab.measure.stats import mean_share, paired_difference, paired_ratio, wilson
 
 
 def test_wilson_agrees_with_the_textbook() -> None:
@@ -22,11 +24,20 @@ def test_wilson_agrees_with_the_textbook() -> None:
 def test_ratio_interval_covers_the_truth_and_shrinks() -> None:
     rng = np.random.default_rng(0)
     noise = rng.lognormal(0, 0.1, (2, 400))
-    value, low, high = bootstrap_ratio(2 * noise[0], noise[1])
+    value, low, high = paired_ratio(2 * noise[0], noise[1])
     assert low < 2 < high
     assert high - low < 0.2 < 10 * (value - 1)
-    _, low_few, high_few = bootstrap_ratio(2 * noise[0, :10], noise[1, :10])
+    _, low_few, high_few = paired_ratio(2 * noise[0, :10], noise[1, :10])
     assert high_few - low_few > high - low
+    assert paired_ratio([3], [2]) == (pytest.approx(1.5), 0, math.inf)
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 8])
+def test_ratio_interval_of_few_pairs_covers_the_truth_as_often_as_it_says(pairs: int) -> None:
+    rng = np.random.default_rng(pairs)
+    noise = rng.lognormal(0, 0.1, (1000, 2, pairs))
+    found = [paired_ratio(one, other) for one, other in noise]
+    assert np.mean([low < 1 < high for _, low, high in found]) == pytest.approx(0.95, abs=0.02)
 
 
 def test_paired_difference_has_the_sign_of_the_second() -> None:

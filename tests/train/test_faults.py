@@ -253,12 +253,13 @@ def test_the_end_is_told_by_the_work_that_growing_pictures_leave() -> None:
 def test_the_end_of_a_training_is_told_by_what_its_own_steps_cost(
     tiny_dataset: Any, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = tiny_recipe.override(train__epochs=1, train__resolution=(0.5, 1.0))
+    recipe = tiny_recipe.override(train__epochs=1, regularize__sharpness=0.1,
+                                  regularize__sharpness_start=0.5)  # fmt: skip
     made: list[Clock] = []
     real = loop.Clock
     monkeypatch.setattr(loop, "Clock", lambda *given: made.append(real(*given)) or made[-1])
     train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
-    assert [clock.costs for clock in made] == [((0.0, 0.25), (0.5, 1.0))]
+    assert [clock.costs for clock in made] == [((0.0, 1.0), (0.5, 2.0))]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,12 @@ def test_steps_cost_by_their_pixels_and_passes(
 ) -> None:
     sharp = {f"regularize__{name}": value for name, value in sharp.items()}
     recipe = tiny_recipe.override(train__resolution=sides, **sharp)
-    assert costs_of_steps(recipe) == wanted
+    assert costs_of_steps(recipe, (32, 64)) == wanted
+
+
+def test_pictures_that_cannot_shrink_cost_what_they_have(tiny_recipe: Recipe) -> None:
+    recipe = tiny_recipe.override(train__resolution=(0.5, 1.0))
+    assert costs_of_steps(recipe, (8, 8)) == ((0, 1), (0.5, 1))
 
 
 # What each recipe computes

@@ -32,27 +32,6 @@ EPOCHS = 3
 Stop = Callable[[int], None]
 
 
-@pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Stop:
-    """Send this process a signal after a number of updates."""
-
-    def arrange(updates: int, number: int = signal.SIGINT) -> None:
-        done = 0
-        real = loop.train_step
-
-        def step(*given: Any) -> Any:
-            nonlocal done
-            done += 1
-            value = real(*given)
-            if done == updates:
-                os.kill(os.getpid(), number)
-            return value
-
-        monkeypatch.setattr(loop, "train_step", step)
-
-    return arrange
-
-
 def recipe_of(tiny_recipe: Any, **changes: Any) -> Any:
     settled = {"augment__flip": True, "train__precision": "fp32", "train__layout": "contiguous"}
     return tiny_recipe.override(train__epochs=EPOCHS, **{**settled, **changes})
@@ -266,16 +245,6 @@ def test_finished_training_resumes_only_with_more_epochs(
     longer = resume(run, data=tiny_dataset, epochs=EPOCHS + 2)
     assert longer.recipe.train.epochs == EPOCHS + 2
     assert [epoch for _, epoch, *_ in log_of(longer)] == [1, 2, 3, 4, 5]
-
-
-def test_training_that_stopped_early_goes_on_from_where_it_was(
-    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path
-) -> None:
-    stuck = recipe_of(tiny_recipe, train__patience=1, train__learning_rate=1e-12)
-    run = train(tiny_dataset, recipe=stuck, out=tmp_path / "r")
-    assert run.facts["stopped_early"]
-    before = log_of(run)
-    assert log_of(resume(run, data=tiny_dataset, epochs=9))[: len(before)] == before
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(

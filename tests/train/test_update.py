@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 
 from trimtab.data.dataset import Batch
 from trimtab.errors import DivergedError, MachineError, UsageError
+from trimtab.machine.progress import OUTPUT
 from trimtab.models.build import build
 from trimtab.models.quick import quick_layers
 from trimtab.train import update
 from trimtab.train.log import Clock
 from trimtab.train.loop import set_rate, train_network
-from trimtab.train.settings import resolve
-from trimtab.train.update import accumulate, gradients_of, passes, resized, train_step
+from trimtab.train.resolution import pixels_at, resized
+from trimtab.train.settings import resolve, tell_unshrunk
+from trimtab.train.update import accumulate, gradients_of, passes, train_step
 
 
 class Flat(nn.Module):
@@ -145,6 +148,35 @@ def test_resolution_grows_with_progress(progress: float, side: int) -> None:
     found = resized(batch, (0.5, 0.75, 1.0), progress)
     assert found.inputs.shape[2:] == (side, side)
     assert found.inputs.mean() == pytest.approx(batch.inputs.mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize(("side", "wanted"), [(32, 16), (12, 8), (8, 8), (6, 6)])
+def test_small_pictures_are_neither_shrunk_out_of_use_nor_enlarged(side: int, wanted: int) -> None:
+    assert pixels_at((side, side), (0.5, 1.0), 0.0) == (wanted, wanted)
+    assert pixels_at((side, 40), (0.5, 1.0), 0.0) == (wanted, 20)
+    assert pixels_at((side, 40), (0.5, 1.0), 1.0) == (side, 40)
+
+
+def test_a_resolution_that_no_picture_follows_is_told(
+    tiny_dataset: Any, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(OUTPUT, "quiet", False)
+    larger = SimpleNamespace(schema=SimpleNamespace(input_shape=(1, 8, 32)))
+    for sides in ((0.5, 1.0), (1.0,), ()):
+        tell_unshrunk(tiny_recipe.override(train__resolution=sides), larger)
+    assert capsys.readouterr().err == ""
+    settled(Flat(), tiny_dataset, tiny_recipe, train__resolution=(0.5, 1.0))
+    assert "train.resolution changes nothing: pictures of 8x8 pixels" in capsys.readouterr().err
+
+
+def test_a_last_sample_that_joined_the_batch_before_it_is_no_pass_of_its_own(
+    tiny_dataset: Any, tiny_recipe: Any
+) -> None:
+    network = Flat()
+    settings = settled(network, tiny_dataset, tiny_recipe, train__batch_size=4)
+    train_step(network, batch_of(5), settings, clock_at(0.0))
+    assert network.sizes[-1] == 5
 
 
 def test_only_the_samples_of_largest_loss_are_learnt_from(

@@ -19,7 +19,7 @@ from trimtab.data.dataset import Dataset, dataset_of
 from trimtab.data.feed import Feed
 from trimtab.errors import CompressError, UsageError
 from trimtab.machine.device import best_device
-from trimtab.models.build import load, macs_and_params
+from trimtab.models.build import Network, load, macs_and_params
 from trimtab.models.edits import ROOTS, Edit, Graph, Group, dependency_graph, replay
 from trimtab.records.files import locked, write_json
 from trimtab.records.recipe import Recipe
@@ -28,6 +28,7 @@ from trimtab.records.schema import Schema
 from trimtab.records.sections import AugmentSection
 from trimtab.records.target import parse_duration
 from trimtab.registry import lookup
+from trimtab.train.initial import freeze_whitened
 from trimtab.train.loop import train_network
 from trimtab.train.run import finish
 from trimtab.train.settings import peak_learning_rate
@@ -125,11 +126,13 @@ def share(keep: float | None, recipe: Recipe) -> float:
 
 
 def finetune(
-    child: Run, network: nn.Module, dataset: Dataset, *, budget_seconds: float | None
+    child: Run, network: Network, dataset: Dataset, *, budget_seconds: float | None
 ) -> None:
     """Train the cut network shortly, and fill its run."""
     write_json(child.path / "data.json", dataset.describe(child.path))
     assert child.parent is not None
+    if child.recipe.model.whiten:
+        freeze_whitened(network)
     result = train_network(network, dataset, finetuning(child.parent), child,
                            seed=child.facts["seed"], budget_seconds=budget_seconds)  # fmt: skip
     finish(child, network, result, dataset)

@@ -171,8 +171,8 @@ def resampled(
     """Resample pictures (N, C, H, W), bilinear, mirrored at the border.
 
     Values are (N,) or one for all: `angle` in radians, `scale` a factor, `slant_…` the tangent
-    of a shear, `move_…` a fraction of the side. The pictures are slanted, then turned and scaled,
-    then moved.
+    of a shear, `move_…` a fraction of the side. The pictures are moved, then turned and scaled,
+    then slanted.
     """
     height, width = inputs.shape[2:]
     angle, scale, slant_x, slant_y, move_x, move_y = (

@@ -70,6 +70,11 @@ class Bar:
     what: str
     started: float = field(default_factory=time.monotonic)
     shows: int = 0
+    before: float = 0.0  # done when `started`
+
+    def begin(self, done: float) -> None:
+        """Measure the pace from here on, where `done` units are finished already."""
+        self.started, self.before = time.monotonic(), done
 
     def due(self) -> bool:
         """Return whether `update` would say anything now; cheap enough for every step."""
@@ -95,7 +100,8 @@ class Bar:
     def line(self, done: float, note: str, seconds: float) -> str:
         """Return `train  42 % · 1m03s left · note`."""
         share = min(1.0, done / self.total) if self.total else 1.0
-        left = clock(seconds * (1 - share) / share) if share > 0 else "?"
+        own = done - self.before
+        left = clock(seconds * max(0.0, self.total - done) / own) if own > 0 else "?"
         parts = [f"{self.what}  {100 * share:3.0f} %", f"{left} left", note]
         return harmless(" · ".join(part for part in parts if part))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.measure.stats import bootstrap_ratio
+from trimtab.measure.stats import paired_ratio
 
 WARM_UP_SHARE = 0.2
 WARM_UP_CALLS = 5
@@ -131,7 +131,7 @@ def in_turns(
 def ratio(a: Sequence[NDArray[np.float64]], b: Sequence[NDArray[np.float64]]) -> Ratio:
     """Return time(a) / time(b) from blocks that were timed in turns, neighbour by neighbour."""
     medians = [[float(np.median(times)) for times in blocks] for blocks in (a, b)]
-    value, low, high = bootstrap_ratio(*medians)
+    value, low, high = paired_ratio(*medians)
     return Ratio(value, low, high, len(a))
 
 

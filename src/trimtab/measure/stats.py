@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959964
-RESAMPLES = 2000
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # by freedom, from 1
 
 
@@ -23,19 +22,16 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return (max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
 
 
-def bootstrap_ratio(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> tuple[float, float, float]:
-    """Return the geometric mean of the paired ratios a/b and its 95 % bootstrap interval."""
+def paired_ratio(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
+    """Return the geometric mean of the paired ratios a/b and the 95 % t interval of their logs.
+
+    That of one pair is all ratios there are. Resampling a few pairs would never look beyond the
+    least and the largest of them.
+    """
     logs = np.log(np.asarray(a, float)) - np.log(np.asarray(b, float))
-    low, high = bootstrap(logs, seed=seed)
-    return (math.exp(float(logs.mean())), math.exp(low), math.exp(high))
-
-
-def bootstrap(values: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean."""
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return (float(low), float(high))
+    mean = float(logs.mean())
+    spread = t_spread(logs) if len(logs) > 1 else math.inf
+    return (math.exp(mean), math.exp(mean - spread), math.exp(mean + spread))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
@@ -43,14 +39,16 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
 
     `a` and `b` are (N,), or (S, N) with a row for each of S seeds. Normal approximation of the
     paired difference (as in McNemar's test), with half a sample of continuity so that no two
-    models look exactly equal; widened by what differs between seeds (see `seed_spread`).
+    models look exactly equal; widened by what differs between seeds. Seeds and samples are crossed:
+    the variances of both are added, which is no less than that of the mean (Owen 2007, "The
+    pigeonhole bootstrap", section 3).
     """
     difference = np.atleast_2d(np.asarray(b, float) - np.asarray(a, float))
     n = max(1, difference.shape[1])
     if not difference.size:
         return (0.0, -0.5 / n, 0.5 / n)
     spread = Z95 * float(difference.mean(axis=0).std()) / math.sqrt(n)
-    spread = math.hypot(spread, seed_spread(difference.mean(axis=1))) + 0.5 / n
+    spread = math.hypot(spread, t_spread(difference.mean(axis=1))) + 0.5 / n
     mean = float(difference.mean())
     return (mean, mean - spread, mean + spread)
 
@@ -61,18 +59,14 @@ def mean_share(correct: ArrayLike) -> tuple[float, float, float]:
     Wilson's interval for the N samples, widened by what differs between seeds.
     """
     rows = np.atleast_2d(np.asarray(correct, float))
-    mean, between = float(rows.mean()), seed_spread(rows.mean(axis=1))
+    mean, between = float(rows.mean()), t_spread(rows.mean(axis=1))
     low, high = wilson(mean * rows.shape[1], rows.shape[1])
     return (mean, max(0.0, mean - math.hypot(mean - low, between)),
             min(1.0, mean + math.hypot(high - mean, between)))  # fmt: skip
 
 
-def seed_spread(values: NDArray[np.float64]) -> float:
-    """Return half the 95 % t interval of the mean over seeds (S,); 0 for one seed.
-
-    Seeds and samples are crossed; the variances of both are added, which is no less than that of
-    the mean (Owen 2007, "The pigeonhole bootstrap", section 3).
-    """
+def t_spread(values: NDArray[np.float64]) -> float:
+    """Return half the 95 % t interval of the mean of values (S,) (Student 1908); 0 for one."""
     freedom = len(values) - 1
     if freedom < 1:
         return 0.0

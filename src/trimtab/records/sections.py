@@ -199,7 +199,7 @@ class TrainSection(Section):
         0.1, gt=0, lt=1, description="factor of each drop of step, multi_step and plateau; what "
         "exponential and exp_range have reached at the end")  # fmt: skip
     milestones: tuple[Annotated[Number, Field(gt=0, lt=1)], ...] = Field(
-        (0.5, 0.75), description="progress at which multi_step drops"
+        (0.5, 0.75), description="progress at which multi_step drops, counted after the warm-up"
     )
     power: Number = Field(1.0, gt=0, le=10, description="exponent of the polynomial schedule")
     plateau_patience: Count = Field(

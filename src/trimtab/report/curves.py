@@ -74,7 +74,7 @@ def loss_series(curve: Curve) -> Series:
 
 
 def best_of(points: Sequence[Point]) -> Point | None:
-    """Return the best epoch, the later of equals, whose weights a training keeps."""
+    """Return the best epoch, the later of equals; its weights are kept if `restore_best` is."""
     return max(points, key=lambda point: (point[1], point[0]), default=None)
 
 

@@ -82,7 +82,7 @@ def whiten(network: Network, train: Split) -> None:
     there are filters. Sources: Page 2018, "How to train your ResNet 8"; Jordan 2024 (2404.00498),
     section 3.2. Raises UsageError where the first layer is no plain convolution.
     """
-    layer = next((m for m in network.body.modules() if isinstance(m, nn.Conv2d)), None)
+    layer = first_convolution(network)
     if layer is None or layer.in_channels != train.inputs.shape[3]:
         raise UsageError("model.whiten needs a network whose first layer is a convolution of the "
                          "pictures", "leave model.whiten off, or choose wcnn_medium")  # fmt: skip
@@ -92,9 +92,21 @@ def whiten(network: Network, train: Split) -> None:
     half = min(len(filters), layer.out_channels // 2)
     layer.weight[:half] = filters[:half]
     layer.weight[half : 2 * half] = -filters[:half]
-    layer.weight.requires_grad_(False)
+    freeze_whitened(network)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def freeze_whitened(network: Network) -> None:
+    """Freeze the weights of the first convolution, which are directions of the data."""
+    layer = first_convolution(network)
+    assert layer is not None, "a whitened network begins with a convolution"
+    layer.weight.requires_grad_(False)
+
+
+def first_convolution(network: Network) -> nn.Conv2d | None:
+    """Return the convolution that sees the pictures, or None."""
+    return next((m for m in network.body.modules() if isinstance(m, nn.Conv2d)), None)
 
 
 def patch_covariance(network: Network, layer: nn.Conv2d, train: Split) -> Tensor:

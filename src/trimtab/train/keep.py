@@ -33,6 +33,7 @@ from trimtab.train.state import restore_training, training_state
 
 FOLDER = "checkpoints"
 NATIVE, MISSING = "native layers", "missing"
+PROLONGED = "prolonged"  # after so many epochs the training was over, and went on
 
 
 @dataclass
@@ -95,7 +96,9 @@ class Keeper:
         clock.step, clock.epoch, clock.earlier = facts["step"], facts["epoch"], facts["seconds"]
         best.accuracy, best.epoch = facts["best"]["accuracy"], facts["best"]["epoch"]
         best.mark = facts["best"]["mark"]
-        if facts.get("total_steps", clock.total_steps) != clock.total_steps:
+        known = self.log.run.facts if self.log.run is not None else {}
+        longer = facts.get("total_steps", clock.total_steps) != clock.total_steps
+        if longer or known.get(PROLONGED) == clock.epoch:
             best.epoch = clock.epoch  # more epochs are asked for, with patience anew
         best.weights = found.tensors("best") if "best" in found.groups else {}
         self.log.restore(facts["log"])
@@ -125,20 +128,33 @@ def keeper(
         known = length_of(log.run.path / LEDGER)  # what was measured before stays
         update_facts(log.run, begun=logged_bytes(log.run), ledger_bytes=known,
                      resolved=resolved(settings), **means_to_compute())  # fmt: skip
-    every = recipe.train.checkpoint_seconds
+    every, over = recipe.train.checkpoint_seconds, False
     folder, logs = log.run.path / FOLDER, log.run.logs
-    with Checkpoints(folder, every_seconds=every, logs=logs) as kept.checkpoints:
-        found = kept.checkpoints.newest()
-        if found is not None:
-            kept.restore(found)
-            breaks = [*log.run.facts.get("resumed", []), found.step]
-            update_facts(log.run, resumed=breaks)
-        else:
-            kept.checkpoints.require_space(kept.state()[0])
-            rewind(log.run.path / METRICS, log.run.facts["begun"])
-            if recipe.model.pretrained != FRESH:
-                kept.save()  # from here on the run does without the file
-        yield kept
+    try:
+        with Checkpoints(folder, every_seconds=every, logs=logs) as kept.checkpoints:
+            begin(kept, recipe)
+            yield kept
+            over = True
+    except MachineError as error:
+        if not over:
+            raise
+        say(f"warning: {error.message}")  # what has been trained is not thrown away
+
+
+def begin(kept: Keeper, recipe: Recipe) -> None:
+    """Go on from the newest checkpoint, or make sure that there is room for the first."""
+    run, checkpoints = kept.log.run, kept.checkpoints
+    assert run is not None
+    assert checkpoints is not None
+    found = checkpoints.newest()
+    if found is not None:
+        kept.restore(found)
+        update_facts(run, resumed=[*run.facts.get("resumed", []), found.step])
+        return
+    checkpoints.require_space(kept.state()[0])
+    rewind(run.path / METRICS, run.facts["begun"])
+    if recipe.model.pretrained != FRESH:
+        kept.save()  # from here on the run does without the file
 
 
 def resolved(settings: Settings) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class TrainResult:
     """What a training reached; the network holds the weights it ends with."""
 
     scores: Scores
+    best: float  # accuracy on valid at any look
     epochs: float
     seconds: float
     images_per_second: float
@@ -64,7 +65,8 @@ def train_network(
     feed = Feed(dataset.splits["train"], recipe.augment, batch_size=settings.batch_size, seed=seed,
                 classes=len(dataset.schema.classes), device=settings.device)  # fmt: skip
     steps = len(feed)
-    clock.total_steps, clock.costs = steps * recipe.train.epochs, costs_of_steps(recipe)
+    clock.total_steps = steps * recipe.train.epochs
+    clock.costs = costs_of_steps(recipe, dataset.schema.input_shape[1:])
     if budget_seconds is None:
         log.pace(steps, clock.total_steps)
     with (
@@ -74,6 +76,7 @@ def train_network(
         keeper(recipe, network, settings, clock=clock, best=best, log=log) as kept,
     ):  # fmt: skip
         expect_end(clock, network, dataset, settings)
+        bar.begin(clock.done)
         stalled = best.is_stale(clock.epoch, recipe.train.patience)
         for epoch in range(clock.epoch, recipe.train.epochs if not stalled else 0):
             settings.freeze.train_mode()
@@ -107,8 +110,18 @@ def train_network(
                 break
         network.load_state_dict(best.weights)
         scores = best.scores or evaluate(network, dataset)
-    return TrainResult(scores, clock.step / steps, clock.seconds, log.speed(clock), stop.requested,
-                       stalled, settings, log.forecast.errors(clock.seconds))  # fmt: skip
+    early = stalled and clock.epoch < recipe.train.epochs
+    return TrainResult(
+        scores,
+        best.mark,
+        clock.step / steps,
+        clock.seconds,
+        log.speed(clock),
+        stop.requested,
+        early,
+        settings,
+        log.forecast.errors(clock.seconds),
+    )
 
 
 def set_rate(settings: Settings, done: float) -> float:

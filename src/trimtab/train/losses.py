@@ -75,14 +75,13 @@ def cross_entropy(
     """Return -sum(q log p) of each row of logits (N, K).
 
     q gives the true class 1 - s + s/K and every other class s/K, with s = `label_smoothing`
-    (Szegedy et al. 2016, section 7). Class weights w make it -sum(w q log p), and the mean is
-    divided by the sum of the samples' weights, as in torch.nn.CrossEntropyLoss.
+    (Szegedy et al. 2016, section 7). A sample weighs as its true class does, also what smoothing
+    gives to the others: torch.nn.CrossEntropyLoss weighs each term by its own class there, which
+    moves the optimum from q to a rare class.
     """
-    values = functional.cross_entropy(outputs, batch.targets, class_weights, reduction="none",
+    values = functional.cross_entropy(outputs, batch.targets, reduction="none",
                                       label_smoothing=label_smoothing)  # fmt: skip
-    if class_weights is None:
-        return values
-    return values / sample_weights(batch.targets, class_weights).mean()
+    return weighted(values, batch.targets, class_weights)
 
 
 def bce(

@@ -24,7 +24,8 @@ PEAK_LEARNING_RATE = {
     "adamw": 3e-3, "sgd": 0.1, "adam": 3e-3, "nadam": 3e-3, "rmsprop": 3e-4, "adagrad": 0.03,
     "lion": 1e-3, "muon": 0.2,
 }  # fmt: skip
-UNFIT = {"Optimizer", "LBFGS", "SparseAdam"}  # no class to use; needs a closure; sparse gradients
+# No class to use; needs a closure; sparse gradients; hears neither schedules nor weight decay.
+UNFIT = {"Optimizer", "LBFGS", "SparseAdam", "Rprop"}
 
 
 def parameter_groups(

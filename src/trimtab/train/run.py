@@ -40,11 +40,12 @@ from trimtab.records.run import (
 from trimtab.records.schema import Schema
 from trimtab.records.sections import ModelSection
 from trimtab.records.target import parse_duration
+from trimtab.train.checkpoint import Checkpoint
 from trimtab.train.flip import settle_flip
 from trimtab.train.initial import first_network
-from trimtab.train.keep import FOLDER, possible
+from trimtab.train.keep import FOLDER, PROLONGED, possible
 from trimtab.train.loop import TrainResult, train_network
-from trimtab.train.steps import step_folders
+from trimtab.train.steps import faults, step_folders
 
 SMALL_SIDE = 64
 FLIP_SHARE = 0.15
@@ -115,15 +116,27 @@ def resume(
 
 def require_resumable(run: Run, epochs: int | None) -> None:
     """Raise UsageError for an ended run without more to do or without a checkpoint."""
-    facts = run.facts
-    if "status" not in facts:
-        return
-    if facts["status"] == "finished" and (epochs is None or epochs <= facts["epochs"]):
-        raise UsageError(f"{run.path} is finished after {facts['epochs']:g} epochs",
-                         "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
-    if not has_checkpoint(run):
+    state = run.facts.get("status", "broken off")
+    if state == "finished" or epochs is not None:
+        done, wanted = epochs_done(run), epochs or 0
+        if wanted < done or (wanted == done and state == "finished"):
+            raise UsageError(f"{run.path} is {state} after {done:.4g} epochs",
+                             "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
+    if "status" in run.facts and not has_checkpoint(run):
         raise UsageError(f"{run.path} holds no checkpoint to go on from",
                          "inside a fit or compare none is kept; use `trimtab train`")  # fmt: skip
+
+
+def epochs_done(run: Run) -> float:
+    """Return the epochs behind a run, by how it ended or else by its newest whole checkpoint."""
+    if "status" in run.facts:
+        return float(run.facts["epochs"])
+    folders = step_folders(run.path / FOLDER) if has_checkpoint(run) else []
+    newest = next((path for path in folders if not faults(path)), None)
+    if newest is None:
+        return 0.0
+    facts = Checkpoint(newest).facts
+    return float(run.recipe.train.epochs * facts["step"] / facts["total_steps"])
 
 
 def has_checkpoint(run: Run) -> bool:
@@ -178,6 +191,7 @@ def go_on(
         known = {name: (run.path / name).read_bytes() for name in ("recipe.yaml", "run.json")}
     if before.get("status") == "finished":
         facts["budget_seconds"] = None  # more epochs are what is asked for now
+        facts[PROLONGED] = before["epochs"]
     write_json(run.path / "run.json", facts)
     rewind(run.path / LEDGER, facts.get("ledger_bytes", 0))  # else each end would stand there twice
     left = without(facts.get("budget_seconds"), 0.0 if "begun" in facts else spent)
@@ -198,8 +212,10 @@ def ended(run: Run) -> Run:
     """Return `run`; raises Interrupted or Preempted where a signal ended it."""
     if run.facts["status"] == "interrupted":
         best = "best" if run.recipe.train.restore_best else "last"
-        raise stopped(f"the {best} weights so far are in {run.path}",
-                      f"go on with `trimtab resume {run.path}`")  # fmt: skip
+        way = f"go on with `trimtab resume {run.path}`"
+        if not has_checkpoint(run):
+            way = "it cannot go on: no checkpoint could be written"
+        raise stopped(f"the {best} weights so far are in {run.path}", way)
     return run
 
 
@@ -280,7 +296,7 @@ def settle(
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:
     """Write the weights, what was measured, and what went wrong on the way."""
     save_weights(network, run.weights)
-    late = [*dataset.lost, *hurried(result, run.facts.get("budget"))]
+    late = [*dataset.lost, *hurried(result, run.facts.get("budget")), *fallen(result)]
     if new := [finding for finding in late if finding not in run.findings]:
         found = [*run.findings, *new]
         write_json(run.path / "findings.json", [finding.model_dump() for finding in found])
@@ -308,6 +324,21 @@ def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) 
     run.record("macs", macs)
     update_facts(run, status="interrupted" if result.interrupted else "finished",
                  epochs=result.epochs, stopped_early=result.stopped_early)  # fmt: skip
+
+
+def fallen(result: TrainResult) -> list[Finding]:
+    """Tell of last weights that are worse than earlier ones were, by more than chance explains."""
+    if result.scores.high >= result.best:
+        return []
+    found = [Finding(
+        name="past_its_best", severity="warning",
+        message=f"the last weights decide {100 * result.scores.accuracy:.1f} % of valid rightly; "
+        f"earlier in the training it was {100 * result.best:.1f} %",
+        evidence={"accuracy": result.scores.accuracy, "best": result.best},
+        remedy="train.restore_best=true ends with the best, a lower rate may not lose them",
+    )]  # fmt: skip
+    warn(found)
+    return found
 
 
 def hurried(result: TrainResult, budget: float | None) -> list[Finding]:

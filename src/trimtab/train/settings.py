@@ -16,6 +16,7 @@ from trimtab.errors import DataError, UsageError
 from trimtab.machine.compiled import Compiled, leave_compiler_unloaded
 from trimtab.machine.device import best_device
 from trimtab.machine.probe import Autocast, Way, autocast_for
+from trimtab.machine.progress import say
 from trimtab.records.recipe import Recipe, fields_of
 from trimtab.records.sections import FRESH, RegularizeSection
 from trimtab.registry import lookup
@@ -24,6 +25,7 @@ from trimtab.train.freeze import Freeze
 from trimtab.train.losses import LOSSES, Loss, balanced_weights
 from trimtab.train.norms import set_norms
 from trimtab.train.optimizers import PEAK_LEARNING_RATE, find_optimizer, parameter_groups
+from trimtab.train.resolution import pixels_at
 from trimtab.train.scale import Scale, scale_for
 from trimtab.train.schedules import (
     SCHEDULES,
@@ -117,6 +119,7 @@ def resolve(
     device = best_device()
     network.to(device)
     set_norms(network, recipe)
+    tell_unshrunk(recipe, dataset)
     peak, size = peak_learning_rate(recipe), resolve_batch_size(recipe, dataset)
     steps = recipe.train.epochs * -(-len(dataset.splits["train"]) // size)
     shape = (rows_of_pass(recipe, size), *dataset.schema.input_shape)
@@ -127,11 +130,11 @@ def resolve(
     optimizer = build_optimizer(network, recipe, peak)
     trained = [one for group in optimizer.param_groups for one in group["params"]]
     schedule, weights = build_schedule(recipe), build_class_weights(recipe, dataset, device)
-    micro = recipe.train.micro_batch
+    micro = size + 1 if recipe.train.micro_batch == "auto" else min(recipe.train.micro_batch, size)
     return Settings(
         device=device, speed=speed, scale=scale_for(speed.way.precision, device),
         autocast=autocast_for(speed.way.precision, device),
-        batch_size=size, micro_batch=size if micro == "auto" else min(micro, size), peak=peak,
+        batch_size=size, micro_batch=micro, peak=peak,  # a lone last sample joins the batch before
         optimizer=optimizer, schedule=outer_schedule(recipe, schedule),
         plateau=schedule if isinstance(schedule, Plateau) else None,
         loss=loss or build_loss(recipe, weights), class_weights=weights,
@@ -141,6 +144,18 @@ def resolve(
         freeze=Freeze(network, trained, head_only=recipe.train.head_only,
                       norms=recipe.model.freeze_norms),
     )  # fmt: skip
+
+
+def tell_unshrunk(recipe: Recipe, dataset: Dataset) -> None:
+    """Warn where pictures are too small to be made smaller, as the recipe asks."""
+    _, height, width = dataset.schema.input_shape
+    sides, phases = recipe.train.resolution, len(recipe.train.resolution)
+    sizes = {pixels_at((height, width), sides, index / phases) for index in range(phases)}
+    if sizes == {(height, width)} and set(sides) != {1.0}:
+        say(
+            f"warning: train.resolution changes nothing: pictures of {height}x{width} pixels stay "
+            "as they are"
+        )
 
 
 def resolve_batch_size(recipe: Recipe, dataset: Dataset) -> int:
@@ -161,7 +176,7 @@ def peak_learning_rate(recipe: Recipe) -> float:
     """Return the recipe's learning rate, or the usual peak of its optimizer."""
     if recipe.train.learning_rate != "auto":
         return float(recipe.train.learning_rate)
-    return PEAK_LEARNING_RATE.get(recipe.train.optimizer, UNKNOWN_OPTIMIZER_RATE)
+    return PEAK_LEARNING_RATE.get(recipe.train.optimizer.lower(), UNKNOWN_OPTIMIZER_RATE)
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe, peak: float) -> torch.optim.Optimizer:

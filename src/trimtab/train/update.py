@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trimtab.data.dataset import Batch
 from trimtab.errors import DivergedError, MachineError, UsageError
@@ -20,11 +19,11 @@ from trimtab.train.gradients import ascend, clip, l1_penalty
 from trimtab.train.log import Clock, Costs
 from trimtab.train.losses import sample_weights
 from trimtab.train.norms import norms_of
+from trimtab.train.resolution import pixels_at, resized
 from trimtab.train.settings import Settings
 
 Found = TypeVar("Found")
 
-SMALLEST_SIDE = 8
 LEAST_SHARE = 32  # samples that tell which way is up, where there are as many
 SHOWN = 8
 NO_MEMORY = "can't allocate memory"  # how torch says it on a processor
@@ -63,11 +62,12 @@ def learnt_from(network: nn.Module, batch: Batch, settings: Settings, clock: Clo
     return batch if inputs is batch.inputs else batch._replace(inputs=inputs)
 
 
-def costs_of_steps(recipe: Recipe) -> Costs:
+def costs_of_steps(recipe: Recipe, full: tuple[int, int]) -> Costs:
     """Return what steps cost beside each other by the recipe, from which share of the training on.
 
-    A pass costs what it has pixels. Not in it are what frozen layers save, the search for hard
-    samples, and that a share of a small batch is larger than asked for.
+    A pass costs what it has pixels, one of the `full` height and width 1. Not in it are what frozen
+    layers save, the search for hard samples, and that a share of a small batch is larger than asked
+    for.
     """
     sides, radius = recipe.train.resolution or (1.0,), recipe.regularize.sharpness
     start, share = recipe.regularize.sharpness_start, recipe.regularize.sharpness_share
@@ -75,25 +75,11 @@ def costs_of_steps(recipe: Recipe) -> Costs:
 
     def cost(progress: float) -> float:
         passes = 1 + share if radius and progress >= start else 1.0
-        return passes * side_at(sides, progress) ** 2
+        height, width = pixels_at(full, sides, progress)
+        return passes * (height * width) / (full[0] * full[1])
 
     ends = [*starts[1:], 1.0]
     return tuple((a, cost((a + b) / 2)) for a, b in zip(starts, ends, strict=True))
-
-
-def side_at(resolution: tuple[float, ...], progress: float) -> float:
-    """Return the side of pictures at `progress` in [0, 1], as a fraction of the full one."""
-    return resolution[min(int(progress * len(resolution)), len(resolution) - 1)]
-
-
-def resized(batch: Batch, resolution: tuple[float, ...], progress: float) -> Batch:
-    """Return the batch at the side that belongs to `progress`, averaged over what is left out."""
-    share = side_at(resolution, progress)
-    if share == 1:
-        return batch
-    height, width = (max(SMALLEST_SIDE, round(side * share)) for side in batch.inputs.shape[2:])
-    inputs = functional.interpolate(batch.inputs, (height, width), mode="bilinear", antialias=True)
-    return batch._replace(inputs=inputs.contiguous(memory_format=torch.channels_last))
 
 
 def hardest(network: nn.Module, batch: Batch, settings: Settings) -> Batch:
@@ -169,7 +155,7 @@ def shrink(settings: Settings, error: RuntimeError) -> None:
     if settings.micro_batch <= 2:
         raise MachineError("memory does not hold two samples of this network",
                            "choose a smaller network or data.image_size") from error  # fmt: skip
-    settings.micro_batch = (settings.micro_batch + 1) // 2
+    settings.micro_batch = (min(settings.micro_batch, settings.batch_size) + 1) // 2
     if settings.device.type == "cuda":
         torch.cuda.empty_cache()
     say(f"memory is short: {settings.micro_batch} samples at a time, the same batch per step")
