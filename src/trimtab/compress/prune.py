@@ -28,9 +28,9 @@ from trimtab.records.schema import Schema
 from trimtab.records.sections import AugmentSection
 from trimtab.records.target import parse_duration
 from trimtab.registry import lookup
+from trimtab.train.finish import finish
 from trimtab.train.initial import freeze_whitened
 from trimtab.train.loop import train_network
-from trimtab.train.run import finish
 from trimtab.train.settings import peak_learning_rate
 
 BLOCK = 8  # channels stay a multiple of this, one vector register of floats
