@@ -198,7 +198,8 @@ def main() -> None:
         "metrics, progress and checkpoints on, but for the loop by hand, which has none. "
         "trimtab is timed from before its first batch is prepared, the other packages from their "
         "first step on; of trimtab's checkpoint at the end of the training the copy in memory "
-        "counts, its files are written beside the evaluation. In turns, "
+        "counts, its files are written beside the evaluation. Hugging Face's Trainer saves every "
+        "500 steps, which is its default, the others at the end. In turns, "
         "the order reversed each round; medians, and geometric means of the ratios with 95 % "
         f"intervals. {torch.get_num_threads()} threads."
         + (f" Not installed and left out: {', '.join(left_out)}." if left_out else ""),

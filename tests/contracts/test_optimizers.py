@@ -18,6 +18,7 @@ from trimtab.train.optimizers import (
     lion,
     muon,
     parameter_groups,
+    usual_rate,
 )  # fmt: skip
 
 FOREIGN = ["Adamax", "RAdam", "asgd", "lamb", "nadamw"]
@@ -62,6 +63,22 @@ def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> l
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("SGD", 0.1), ("sgd", 0.1), ("AdamW", 3e-3), ("Muon", 0.2), ("RMSprop", 3e-4),
+     ("adadelta", 1.0), ("Adamax", 2e-3), ("lamb", 1e-3), ("madgrad", 1e-2),
+     (f"{__name__}:of_my_own", 0.25), ("trimtab.train.optimizers:lion", 1e-3)],
+)  # fmt: skip
+def test_the_usual_rate_is_that_of_the_optimizer_in_any_case_of_its_name(
+    name: str, rate: float
+) -> None:
+    assert usual_rate(name) == rate
+
+
+def of_my_own(groups: list[dict[str, object]], *, lr: float = 0.25) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=lr)
 
 
 # What holds for every optimizer

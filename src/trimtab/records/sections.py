@@ -165,7 +165,7 @@ class TrainSection(Section):
         "package.module:function")  # fmt: skip
     learning_rate: Auto | Annotated[Number, Field(gt=0)] = Field(
         "auto", description="peak learning rate; auto: the optimizer's usual one (adamw 3e-3, "
-        "sgd 0.1)")  # fmt: skip
+        "sgd 0.1; for other packages' classes their own default)")  # fmt: skip
     momentum: Number = Field(
         0.9,
         ge=0,

@@ -24,6 +24,7 @@ PEAK_LEARNING_RATE = {
     "adamw": 3e-3, "sgd": 0.1, "adam": 3e-3, "nadam": 3e-3, "rmsprop": 3e-4, "adagrad": 0.03,
     "lion": 1e-3, "muon": 0.2,
 }  # fmt: skip
+UNKNOWN_RATE = 1e-3
 # No class to use; needs a closure; sparse gradients; hears neither schedules nor weight decay.
 UNFIT = {"Optimizer", "LBFGS", "SparseAdam", "Rprop"}
 
@@ -250,13 +251,29 @@ def find_optimizer(part: str | Build) -> Build:
     name = part.lower()
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
-    if (found := torch_optimizers()).get(name):
-        return of_class(uncompiled(found[name]))
-    if (others := timm_optimizers()).get(name):
-        return of_class(others[name])
-    raise UsageError(
-        f"unknown optimizer '{part}'", did_you_mean(name, {*OPTIMIZERS, *found, *others})
-    )
+    if (kind := foreign_class(name)) is not None:
+        return of_class(kind)
+    known = {*OPTIMIZERS, *torch_optimizers(), *timm_optimizers()}
+    raise UsageError(f"unknown optimizer '{part}'", did_you_mean(name, known))
+
+
+def foreign_class(name: str) -> Build | None:
+    """Return the class of torch.optim or of timm.optim of this name in lower case, or None."""
+    found = torch_optimizers().get(name)
+    return timm_optimizers().get(name) if found is None else uncompiled(found)
+
+
+def usual_rate(name: str) -> float:
+    """Return the peak learning rate of an optimizer that was given none.
+
+    Ours have a usual one; of others it is the default `lr` of the class or function, or 0.001.
+    """
+    if (known := PEAK_LEARNING_RATE.get(name.lower())) is not None:
+        return known
+    part = foreign_class(name.lower()) or find_optimizer(name)
+    taken = inspect.signature(part).parameters
+    rate = taken["lr"].default if "lr" in taken else None
+    return float(rate) if isinstance(rate, int | float) else UNKNOWN_RATE
 
 
 def torch_optimizers() -> dict[str, Build]:

@@ -24,7 +24,7 @@ from trimtab.train.average import Average, start_average
 from trimtab.train.freeze import Freeze
 from trimtab.train.losses import LOSSES, Loss, balanced_weights
 from trimtab.train.norms import set_norms
-from trimtab.train.optimizers import PEAK_LEARNING_RATE, find_optimizer, parameter_groups
+from trimtab.train.optimizers import find_optimizer, parameter_groups, usual_rate
 from trimtab.train.resolution import pixels_at
 from trimtab.train.scale import Scale, scale_for
 from trimtab.train.schedules import (
@@ -39,7 +39,6 @@ from trimtab.train.speed import Speed, passes_of_step, resolve_speed, rows_of_pa
 
 MIN_STEPS_PER_EPOCH = 40
 SMALLEST_BATCH, LARGEST_BATCH = 32, 128
-UNKNOWN_OPTIMIZER_RATE = 1e-3
 DECOUPLED, DECOUPLED_DECAY, COUPLED_DECAY = {"adamw", "lion"}, 0.05, 5e-4
 SCHEDULE_FIELDS = ("cycles", "gamma", "milestones", "power", "plateau_patience")
 # Field: the choice it belongs to, and those of its values that make no use of it.
@@ -176,7 +175,7 @@ def peak_learning_rate(recipe: Recipe) -> float:
     """Return the recipe's learning rate, or the usual peak of its optimizer."""
     if recipe.train.learning_rate != "auto":
         return float(recipe.train.learning_rate)
-    return PEAK_LEARNING_RATE.get(recipe.train.optimizer.lower(), UNKNOWN_OPTIMIZER_RATE)
+    return usual_rate(recipe.train.optimizer)
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe, peak: float) -> torch.optim.Optimizer:
