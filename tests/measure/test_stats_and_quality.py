@@ -11,13 +11,13 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from trimtab.data.dataset import Split
 from trimtab.machine import progress
 from trimtab.measure.quality import logits_of, score
-from trimtab.measure.stats import mean_share, paired_difference, paired_ratio, wilson
+from trimtab.measure.stats import mean_share, paired_difference, paired_ratio, t95, wilson
 
 
 def test_wilson_agrees_with_the_textbook() -> None:
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
     assert wilson(0, 10)[0] == 0
-    assert wilson(10, 10)[1] == pytest.approx(1)
+    assert all(wilson(n, n)[1] == 1 for n in range(1, 1000))
     assert wilson(0, 0) == (0, 1)
 
 
@@ -32,7 +32,12 @@ def test_ratio_interval_covers_the_truth_and_shrinks() -> None:
     assert paired_ratio([3], [2]) == (pytest.approx(1.5), 0, math.inf)
 
 
-@pytest.mark.parametrize("pairs", [3, 5, 8])
+@pytest.mark.parametrize(("freedom", "quantile"), [(2, 4.3027), (11, 2.2010), (39, 2.0227)])
+def test_quantiles_of_student_agree_with_the_tables(freedom: int, quantile: float) -> None:
+    assert t95(freedom) == pytest.approx(quantile, abs=1e-3)
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 8, 30])
 def test_ratio_interval_of_few_pairs_covers_the_truth_as_often_as_it_says(pairs: int) -> None:
     rng = np.random.default_rng(pairs)
     noise = rng.lognormal(0, 0.1, (1000, 2, pairs))

@@ -15,11 +15,11 @@ from trimtab.errors import Interrupted, UsageError
 from trimtab.machine import failpoints
 from trimtab.machine.progress import OUTPUT
 from trimtab.models.build import load
-from trimtab.records.files import write_json
+from trimtab.records.files import write_json, write_text
 from trimtab.records.run import Run
 from trimtab.train import loop
 from trimtab.train.log import Best
-from trimtab.train.run import resume, train
+from trimtab.train.run import epochs_done, resume, train
 
 Stop = Callable[..., None]
 
@@ -73,6 +73,22 @@ def test_fewer_epochs_than_are_behind_a_training_are_refused_and_change_nothing(
         resume(run, data=tiny_dataset, epochs=2)
     assert before == {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     assert epochs_of(resume(run, data=tiny_dataset, epochs=3))[-1] == 3
+
+
+def test_epochs_behind_a_training_go_by_its_steps_whatever_was_asked_for_since(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
+) -> None:
+    size = len(tiny_dataset.splits["train"]) // 10 + 1
+    stop_at(2 * 10 + 3)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe_of(tiny_recipe, train__batch_size=size),
+              out=tmp_path / "r")  # fmt: skip
+    run = Run(tmp_path / "r")
+    assert epochs_done(run) == pytest.approx(2.3)
+    facts = {key: value for key, value in run.facts.items() if key not in ("status", "epochs")}
+    write_json(run.path / "run.json", facts)  # as if killed soon after `resume --epochs 50`
+    write_text(run.path / "recipe.yaml", run.recipe.override(train__epochs=50).to_yaml())
+    assert epochs_done(run) == pytest.approx(2.3)
 
 
 # No room for a checkpoint
@@ -130,6 +146,20 @@ def test_last_weights_that_lost_what_earlier_ones_knew_are_told(
     assert len(found) == told
     if told:
         assert found[0].evidence["best"] == pytest.approx(0.99)
+        losing(monkeypatch, 0.0)
+        longer = resume(run, data=tiny_dataset, epochs=6)
+        assert not [one for one in longer.findings if one.name == "past_its_best"]
+
+
+def test_the_best_of_all_looks_is_known_whatever_gain_patience_waits_for(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(monkeypatch, 0.1)
+    recipe = recipe_of(tiny_recipe, train__epochs=3, train__restore_best=False,
+                       train__min_delta=0.995)  # fmt: skip
+    run = train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    (found,) = (one for one in run.findings if one.name == "past_its_best")
+    assert found.evidence["best"] == pytest.approx(0.99)
 
 
 def test_the_last_weights_are_those_of_an_interrupted_and_resumed_training_too(

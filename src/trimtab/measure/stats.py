@@ -19,7 +19,9 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * n)
     spread = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
     scale = 1 + Z95**2 / n
-    return (max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+    low = (centre - spread) / scale if successes > 0 else 0.0  # exactly, whatever is rounded
+    high = (centre + spread) / scale if successes < n else 1.0
+    return (max(0.0, low), min(1.0, high))
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
@@ -70,5 +72,17 @@ def t_spread(values: NDArray[np.float64]) -> float:
     freedom = len(values) - 1
     if freedom < 1:
         return 0.0
-    quantile = T95[min(freedom, len(T95)) - 1]
-    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return t95(freedom) * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def t95(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t, beyond a table by its series in 1 / freedom.
+
+    Abramowitz & Stegun 1964, 26.7.5, to three terms: off by less than 0.001 there.
+    """
+    if freedom <= len(T95):
+        return T95[freedom - 1]
+    first = (Z95**3 + Z95) / 4
+    second = (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / 96
+    third = (3 * Z95**7 + 19 * Z95**5 + 17 * Z95**3 - 15 * Z95) / 384
+    return Z95 + first / freedom + second / freedom**2 + third / freedom**3

@@ -12,13 +12,16 @@ from trimtab.records.finding import Finding, warn
 from trimtab.records.run import Run, update_facts
 from trimtab.train.loop import TrainResult
 
+PAST = "past_its_best"
+
 
 def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) -> None:
     """Write the weights, what was measured, and what went wrong on the way."""
     save_weights(network, run.weights)
     late = [*dataset.lost, *hurried(result, run.facts.get("budget")), *fallen(result)]
-    if new := [finding for finding in late if finding not in run.findings]:
-        found = [*run.findings, *new]
+    known = [finding for finding in run.findings if finding.name != PAST]  # of an earlier end
+    found = [*known, *(finding for finding in late if finding not in known)]
+    if found != run.findings:
         write_json(run.path / "findings.json", [finding.model_dump() for finding in found])
     macs, params = macs_and_params(network, dataset.schema)
     device = device_name(result.settings.device)
@@ -48,10 +51,10 @@ def finish(run: Run, network: nn.Module, result: TrainResult, dataset: Dataset) 
 
 def fallen(result: TrainResult) -> list[Finding]:
     """Tell of last weights that are worse than earlier ones were, by more than chance explains."""
-    if result.scores.high >= result.best:
+    if result.interrupted or result.scores.high >= result.best:
         return []
     found = [Finding(
-        name="past_its_best", severity="warning",
+        name=PAST, severity="warning",
         message=f"the last weights decide {100 * result.scores.accuracy:.1f} % of valid rightly; "
         f"earlier in the training it was {100 * result.best:.1f} %",
         evidence={"accuracy": result.scores.accuracy, "best": result.best},

@@ -80,7 +80,8 @@ class Keeper:
             "step": clock.step, "epoch": clock.epoch, "seconds": clock.seconds,
             "total_steps": clock.total_steps,
             "log": self.log.facts(), "micro_batch": self.settings.micro_batch,
-            "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark},
+            "best": {"accuracy": best.accuracy, "epoch": best.epoch, "mark": best.mark,
+                     "highest": best.highest},
             "average": self.settings.average.facts(), "scale": self.settings.scale.facts(),
             "plateau": plateau.state() if plateau else None,
             "logged_bytes": logged_bytes(self.log.run),
@@ -96,6 +97,7 @@ class Keeper:
         clock.step, clock.epoch, clock.earlier = facts["step"], facts["epoch"], facts["seconds"]
         best.accuracy, best.epoch = facts["best"]["accuracy"], facts["best"]["epoch"]
         best.mark = facts["best"]["mark"]
+        best.highest = facts["best"].get("highest", best.mark)
         known = self.log.run.facts if self.log.run is not None else {}
         longer = facts.get("total_steps", clock.total_steps) != clock.total_steps
         if longer or known.get(PROLONGED) == clock.epoch:
@@ -162,6 +164,7 @@ def resolved(settings: Settings) -> dict[str, Any]:
     return {
         "train__precision": settings.way.precision, "train__layout": settings.way.layout,
         "train__batch_size": settings.batch_size, "train__compile": settings.way.compiled,
+        "train__learning_rate": settings.peak,
     }  # fmt: skip
 
 

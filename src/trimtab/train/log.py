@@ -136,7 +136,8 @@ class Best:
     """The weights to end with: the best so far by accuracy on valid, the later of equals.
 
     Or always the last, where the best are not to be `restored`. `epoch` is that of the last gain of
-    more than `min_delta`; `scores` are those in fp32, if they are known.
+    more than `min_delta`, up to `mark`; `highest` is the best accuracy of any look; `scores` are
+    those in fp32, if they are known.
     """
 
     min_delta: float = 0.0
@@ -144,6 +145,7 @@ class Best:
     accuracy: float = -1.0
     epoch: float = 0.0
     mark: float = -1.0
+    highest: float = -1.0
     weights: dict[str, Tensor] = field(default_factory=dict)
     scores: Scores | None = None
 
@@ -159,6 +161,7 @@ class Best:
         if not np.isfinite(scores.logits).all():
             raise DivergedError(f"epoch {epoch:g}: outputs on valid are not finite",
                                 "lower train.learning_rate (a third is a good try)")  # fmt: skip
+        self.highest = max(self.highest, scores.accuracy)
         if scores.accuracy > self.mark + self.min_delta:
             self.mark, self.epoch = scores.accuracy, epoch
         if scores.accuracy >= self.accuracy or not self.restored:

@@ -113,7 +113,7 @@ def train_network(
     early = stalled and clock.epoch < recipe.train.epochs
     return TrainResult(
         scores,
-        best.mark,
+        best.highest,
         clock.step / steps,
         clock.seconds,
         log.speed(clock),

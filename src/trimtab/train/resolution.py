@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from trimtab.data.dataset import Batch
+from trimtab.data.dataset import Batch, Dataset
+from trimtab.machine.progress import say
+from trimtab.records.recipe import Recipe
 
 SMALLEST_SIDE = 8
 
@@ -35,3 +37,15 @@ def resized(batch: Batch, resolution: tuple[float, ...], progress: float) -> Bat
         return batch
     inputs = functional.interpolate(batch.inputs, size, mode="bilinear", antialias=True)
     return batch._replace(inputs=inputs.contiguous(memory_format=torch.channels_last))
+
+
+def tell_unshrunk(recipe: Recipe, dataset: Dataset) -> None:
+    """Warn where pictures are too small to be made smaller, as the recipe asks."""
+    _, height, width = dataset.schema.input_shape
+    sides, phases = recipe.train.resolution, len(recipe.train.resolution)
+    sizes = {pixels_at((height, width), sides, index / phases) for index in range(phases)}
+    if sizes == {(height, width)} and set(sides) != {1.0}:
+        say(
+            f"warning: train.resolution changes nothing: pictures of {height}x{width} pixels stay "
+            "as they are"
+        )

@@ -45,6 +45,7 @@ from trimtab.train.flip import settle_flip
 from trimtab.train.initial import first_network
 from trimtab.train.keep import FOLDER, PROLONGED, possible
 from trimtab.train.loop import TrainResult, train_network
+from trimtab.train.resolution import tell_unshrunk
 from trimtab.train.steps import faults, step_folders
 
 SMALL_SIDE = 64
@@ -124,7 +125,8 @@ def require_resumable(run: Run, epochs: int | None) -> None:
                              "resume it with more: --epochs, or epochs= in Python")  # fmt: skip
     if "status" in run.facts and not has_checkpoint(run):
         raise UsageError(f"{run.path} holds no checkpoint to go on from",
-                         "inside a fit or compare none is kept; use `trimtab train`")  # fmt: skip
+                         "inside a fit or compare none is kept, and where there was no room "
+                         "there is none: train anew, into another folder (--out)")  # fmt: skip
 
 
 def epochs_done(run: Run) -> float:
@@ -135,8 +137,10 @@ def epochs_done(run: Run) -> float:
     newest = next((path for path in folders if not faults(path)), None)
     if newest is None:
         return 0.0
-    facts = Checkpoint(newest).facts
-    return float(run.recipe.train.epochs * facts["step"] / facts["total_steps"])
+    looked = next((row for row in run.metrics if "epoch" in row), None)
+    if looked is None:  # it has not come to the end of its first epoch
+        return 0.0
+    return float(Checkpoint(newest).facts["step"] * looked["epoch"] / looked["step"])
 
 
 def has_checkpoint(run: Run) -> bool:
@@ -267,6 +271,7 @@ def train_into(
         write_json(run.path / "findings.json", [f.model_dump() for f in dataset.findings])
     network, taken = first_network(dataset, recipe, seed=seed, model=model,
                                    restored=has_checkpoint(run))  # fmt: skip
+    tell_unshrunk(recipe, dataset)
     if taken and run.measured("pretrained") is None:
         run.record("pretrained", **taken)
     recipe = recipe.override(**run.facts.get("settled", {}))

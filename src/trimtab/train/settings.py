@@ -16,7 +16,6 @@ from trimtab.errors import DataError, UsageError
 from trimtab.machine.compiled import Compiled, leave_compiler_unloaded
 from trimtab.machine.device import best_device
 from trimtab.machine.probe import Autocast, Way, autocast_for
-from trimtab.machine.progress import say
 from trimtab.records.recipe import Recipe, fields_of
 from trimtab.records.sections import FRESH, RegularizeSection
 from trimtab.registry import lookup
@@ -25,7 +24,6 @@ from trimtab.train.freeze import Freeze
 from trimtab.train.losses import LOSSES, Loss, balanced_weights
 from trimtab.train.norms import set_norms
 from trimtab.train.optimizers import find_optimizer, parameter_groups, usual_rate
-from trimtab.train.resolution import pixels_at
 from trimtab.train.scale import Scale, scale_for
 from trimtab.train.schedules import (
     SCHEDULES,
@@ -118,7 +116,6 @@ def resolve(
     device = best_device()
     network.to(device)
     set_norms(network, recipe)
-    tell_unshrunk(recipe, dataset)
     peak, size = peak_learning_rate(recipe), resolve_batch_size(recipe, dataset)
     steps = recipe.train.epochs * -(-len(dataset.splits["train"]) // size)
     shape = (rows_of_pass(recipe, size), *dataset.schema.input_shape)
@@ -143,18 +140,6 @@ def resolve(
         freeze=Freeze(network, trained, head_only=recipe.train.head_only,
                       norms=recipe.model.freeze_norms),
     )  # fmt: skip
-
-
-def tell_unshrunk(recipe: Recipe, dataset: Dataset) -> None:
-    """Warn where pictures are too small to be made smaller, as the recipe asks."""
-    _, height, width = dataset.schema.input_shape
-    sides, phases = recipe.train.resolution, len(recipe.train.resolution)
-    sizes = {pixels_at((height, width), sides, index / phases) for index in range(phases)}
-    if sizes == {(height, width)} and set(sides) != {1.0}:
-        say(
-            f"warning: train.resolution changes nothing: pictures of {height}x{width} pixels stay "
-            "as they are"
-        )
 
 
 def resolve_batch_size(recipe: Recipe, dataset: Dataset) -> int:

@@ -152,10 +152,11 @@ def retried(work: Callable[[], Found], settings: Settings) -> Found:
 def shrink(settings: Settings, error: RuntimeError) -> None:
     """Halve the samples of a pass; raises MachineError where it cannot be less."""
     settings.optimizer.zero_grad(set_to_none=True)
-    if settings.micro_batch <= 2:
+    size = min(settings.micro_batch, settings.batch_size)
+    if size <= 2:
         raise MachineError("memory does not hold two samples of this network",
                            "choose a smaller network or data.image_size") from error  # fmt: skip
-    settings.micro_batch = (min(settings.micro_batch, settings.batch_size) + 1) // 2
+    settings.micro_batch = (size + 1) // 2
     if settings.device.type == "cuda":
         torch.cuda.empty_cache()
     say(f"memory is short: {settings.micro_batch} samples at a time, the same batch per step")
