@@ -13,12 +13,13 @@ from torch import nn
 
 from trimtab.errors import Interrupted, UsageError
 from trimtab.machine import failpoints
-from trimtab.machine.progress import OUTPUT
+from trimtab.machine.progress import OUTPUT, Bar
 from trimtab.models.build import load
 from trimtab.records.files import write_json, write_text
 from trimtab.records.run import Run
-from trimtab.train import loop
+from trimtab.train import loop, settings
 from trimtab.train.log import Best
+from trimtab.train.optimizers import usual_rate
 from trimtab.train.run import epochs_done, resume, train
 
 Stop = Callable[..., None]
@@ -89,6 +90,24 @@ def test_epochs_behind_a_training_go_by_its_steps_whatever_was_asked_for_since(
     write_json(run.path / "run.json", facts)  # as if killed soon after `resume --epochs 50`
     write_text(run.path / "recipe.yaml", run.recipe.override(train__epochs=50).to_yaml())
     assert epochs_done(run) == pytest.approx(2.3)
+
+
+def test_what_is_left_and_the_rate_are_those_of_the_training_that_goes_on(
+    tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    recipe = recipe_of(tiny_recipe, train__learning_rate="auto")
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, recipe=recipe, out=tmp_path / "r")
+    begun: list[float] = []
+    monkeypatch.setattr(Bar, "begin", lambda self, done: begun.append(done))
+    peak = usual_rate(recipe.train.optimizer)
+    monkeypatch.setattr(settings, "usual_rate", lambda name: 1000 * peak)
+    run = resume(tmp_path / "r", data=tiny_dataset)
+    steps = run.metrics[-1]["step"]
+    assert begun == [pytest.approx(4 / steps)]
+    assert max(row["lr"] for row in run.metrics) <= peak
 
 
 # No room for a checkpoint
