@@ -33,6 +33,15 @@ def recipe_of(tiny_recipe: Any, **changes: Any) -> Any:
     return tiny_recipe.override(augment__flip=True, **{"train__epochs": 5, **changes})
 
 
+def stopped(dataset: Any, tiny_recipe: Any, out: Path, stop_at: Stop) -> Run:
+    """Return a training of 5 epochs of 10 steps that was stopped after 2.3 of them."""
+    size = len(dataset.splits["train"]) // 10 + 1
+    stop_at(2 * 10 + 3)
+    with pytest.raises(Interrupted):
+        train(dataset, recipe=recipe_of(tiny_recipe, train__batch_size=size), out=out)
+    return Run(out)
+
+
 # More epochs than it had
 
 
@@ -60,12 +69,7 @@ def test_patience_that_ends_with_the_last_epoch_ended_nothing_early(
 def test_fewer_epochs_than_are_behind_a_training_are_refused_and_change_nothing(
     status: str, tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
 ) -> None:
-    size = len(tiny_dataset.splits["train"]) // 10 + 1
-    stop_at(2 * 10 + 3)
-    with pytest.raises(Interrupted):
-        train(tiny_dataset, recipe=recipe_of(tiny_recipe, train__batch_size=size),
-              out=tmp_path / "r")  # fmt: skip
-    run = Run(tmp_path / "r")
+    run = stopped(tiny_dataset, tiny_recipe, tmp_path / "r", stop_at)
     if status == "broken off":
         facts = {key: value for key, value in run.facts.items() if key not in ("status", "epochs")}
         write_json(run.path / "run.json", facts)
@@ -79,12 +83,7 @@ def test_fewer_epochs_than_are_behind_a_training_are_refused_and_change_nothing(
 def test_epochs_behind_a_training_go_by_its_steps_whatever_was_asked_for_since(
     tiny_dataset: Any, tiny_recipe: Any, tmp_path: Path, stop_at: Stop
 ) -> None:
-    size = len(tiny_dataset.splits["train"]) // 10 + 1
-    stop_at(2 * 10 + 3)
-    with pytest.raises(Interrupted):
-        train(tiny_dataset, recipe=recipe_of(tiny_recipe, train__batch_size=size),
-              out=tmp_path / "r")  # fmt: skip
-    run = Run(tmp_path / "r")
+    run = stopped(tiny_dataset, tiny_recipe, tmp_path / "r", stop_at)
     assert epochs_done(run) == pytest.approx(2.3)
     facts = {key: value for key, value in run.facts.items() if key not in ("status", "epochs")}
     write_json(run.path / "run.json", facts)  # as if killed soon after `resume --epochs 50`
